@@ -1,0 +1,1 @@
+"""The client: signs requests and accepts what f+1 replicas agree on."""

@@ -1,0 +1,1 @@
+"""The attested append-only log: the trusted computing base."""
