@@ -1,0 +1,64 @@
+"""What an application is: a class with `apply(operation, context) -> result`, and nothing else.
+
+Every replica runs every operation in the same order, so `apply` must be deterministic: it may use its arguments and
+`context` only, never a clock, randomness, files, the network, or the order of a set. All that it remembers lies in
+`context.state`; the platform digests, stores and transfers it. An exception is an error result and changes nothing.
+"""
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Protocol, cast
+
+from replica.core.state import BucketedMap
+
+
+class OperationError(Exception):
+    """Raise it from `apply` to refuse an operation; its text is the error that the client sees.
+
+    Any other exception is an error result too, but the client sees only its type, because texts of foreign exceptions
+    may differ between replicas.
+    """
+
+
+@dataclass(slots=True)
+class Context:
+    """What an operation may look at besides its own bytes.
+
+    state: the application's ordered map of byte strings.
+    slot: the position of the batch in the agreed order, from 1.
+    time_ms: milliseconds since 1970 as the proposer claims, never going back; advisory.
+    client: the 65-byte public key that signed the request.
+    """
+
+    state: BucketedMap
+    slot: int = 0
+    time_ms: int = 0
+    client: bytes = b""
+
+
+class Application(Protocol):
+    """The interface an application implements."""
+
+    def apply(self, operation: bytes, context: Context) -> bytes:
+        """Carry out one operation and return its result."""
+        ...
+
+
+class ApplicationLoadError(Exception):
+    """The application named in the cluster file cannot be loaded; the text says why and what to do."""
+
+
+def load_application(name: str) -> Application:
+    """Return an instance of the class named "module:Class"."""
+    module_name, _, class_name = name.partition(":")
+    if not module_name or not class_name:
+        raise ApplicationLoadError(f'"{name}" is not of the form module:Class')
+    try:
+        loaded = getattr(import_module(module_name), class_name)()
+    except ImportError as error:
+        raise ApplicationLoadError(f"{name}: {error}; install it on every replica or set PYTHONPATH") from error
+    except AttributeError as error:
+        raise ApplicationLoadError(f"{name}: the module has no class {class_name}") from error
+    if not callable(getattr(loaded, "apply", None)):
+        raise ApplicationLoadError(f"{name}: the class has no method apply(operation, context)")
+    return cast(Application, loaded)

@@ -1,0 +1,1 @@
+"""What travels between programs: frames, messages, TLS with pinned certificates, the opening handshake."""

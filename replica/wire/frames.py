@@ -1,0 +1,138 @@
+"""A connection as a sequence of messages: an asyncio protocol with bounded buffers in both directions."""
+
+import asyncio
+from collections import Counter
+from typing import cast
+
+from replica.core.layout import U32, LayoutError
+from replica.wire.messages import HANDSHAKE_FRAME_BYTES_MAX, Message, decode_message, encode_frame
+
+# What may wait in a connection's write buffer before its owner is told to hold back.
+WRITE_BUFFER_HIGH = 1024 * 1024
+# A peer that lets this much wait does not read; it is disconnected.
+WRITE_BUFFER_MAX = 32 * 1024 * 1024
+
+
+class MessageProtocol(asyncio.Protocol):
+    """Cuts the byte stream into frames and hands each message on; collects what is sent in one loop turn.
+
+    A subclass implements `message_received` and may extend `opened` and `closed`. Bytes that are not a message close
+    the connection and are counted under `refusals`. Before the handshake is over, frames are limited to 4 KiB; the
+    subclass raises `frame_bytes_max` afterwards.
+    """
+
+    def __init__(self, refusals: Counter[str] | None = None) -> None:
+        self.transport: asyncio.Transport | None = None
+        self.frame_bytes_max = HANDSHAKE_FRAME_BYTES_MAX
+        self.refusals = Counter[str]() if refusals is None else refusals
+        self.writable = True
+        self.last_heard = 0.0
+        self._loop = asyncio.get_running_loop()
+        self._received = bytearray()
+        self._to_send: list[bytes] = []
+
+    # To be implemented by subclasses.
+
+    def message_received(self, message: Message) -> None:
+        """Handle one message. A LayoutError raised here closes the connection and is counted."""
+        raise NotImplementedError
+
+    def opened(self) -> None:
+        """The connection stands."""
+
+    def closed(self, reason: str) -> None:
+        """The connection is gone; `reason` is in words."""
+
+    def drained(self) -> None:
+        """The write buffer is low again after `writable` was False."""
+
+    # For users of the connection.
+
+    def send(self, message: Message) -> None:
+        """Send a message with everything else that is sent in this turn of the loop."""
+        self.send_frame(encode_frame(message))
+
+    def send_frame(self, frame: bytes) -> None:
+        """Send an encoded frame; for one message to many connections."""
+        if not self._to_send:
+            self._loop.call_soon(self._flush)
+        self._to_send.append(frame)
+
+    @property
+    def is_open(self) -> bool:
+        """Say whether the connection stands and is not being closed."""
+        return self.transport is not None and not self.transport.is_closing()
+
+    def close(self) -> None:
+        """Send what waits, then close."""
+        self._flush()
+        if self.transport is not None:
+            self.transport.close()
+
+    def abort(self) -> None:
+        """Close at once; what waits to be sent is dropped."""
+        self._to_send.clear()
+        if self.transport is not None:
+            self.transport.abort()
+
+    def refuse(self, reason: str) -> None:
+        """Count what came from outside as refused for `reason`, and drop the connection."""
+        self.refusals[reason] += 1
+        self.abort()
+
+    # asyncio's side.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See asyncio.Protocol."""
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.set_write_buffer_limits(high=WRITE_BUFFER_HIGH)
+        self.last_heard = self._loop.time()
+        self.opened()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio.Protocol."""
+        self.transport = None
+        self._received.clear()
+        self._to_send.clear()
+        self.closed(str(exc) if exc else "closed by the other side")
+
+    def pause_writing(self) -> None:
+        """See asyncio.Protocol."""
+        self.writable = False
+
+    def resume_writing(self) -> None:
+        """See asyncio.Protocol."""
+        self.writable = True
+        self.drained()
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio.Protocol."""
+        self.last_heard = self._loop.time()
+        received = self._received
+        received += data
+        position = 0
+        while len(received) - position >= U32.size and self.is_open:
+            (size,) = U32.unpack_from(received, position)
+            if size > self.frame_bytes_max:
+                self.refuse("oversized-frame")
+                return
+            end = position + U32.size + size
+            if len(received) < end:
+                break
+            body = bytes(memoryview(received)[position + U32.size : end])
+            position = end
+            try:
+                self.message_received(decode_message(body))
+            except LayoutError:
+                self.refuse("malformed-message")
+                return
+        del received[:position]
+
+    def _flush(self) -> None:
+        if not self._to_send or self.transport is None:
+            self._to_send.clear()
+            return
+        self.transport.writelines(self._to_send)
+        self._to_send.clear()
+        if self.transport.get_write_buffer_size() > WRITE_BUFFER_MAX:
+            self.refuse("does-not-read")

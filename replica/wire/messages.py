@@ -1,0 +1,242 @@
+"""The messages between programs, and the one codec for them.
+
+A frame is a u32 length (big-endian) and a msgpack array: the message's code, then its fields in the order below. The
+array is flat: every field is a number, a byte string or a short text, so nothing nests, and a decoder never allocates
+more than the frame has bytes. Contents that must be signed, hashed or agreed on (envelopes, groups, replies) are
+opaque bytes here, laid out by `replica.core`.
+
+Handshake, on every connection: the accepting replica sends Challenge; the dialler answers ClientHello or
+ReplicaHello; the replica answers Welcome, or Refused with the reason.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+import msgpack
+
+from replica.core.layout import U32, U64_MAX, LayoutError
+
+WIRE_VERSION: Final = 1
+FRAME_BYTES_MAX: Final = 8 * 1024 * 1024
+HANDSHAKE_FRAME_BYTES_MAX: Final = 4096
+FIELDS_MAX: Final = 12
+TEXT_BYTES_MAX: Final = 2000
+
+
+class Challenge(NamedTuple):
+    """Replica to dialler: who I am, and a nonce to sign."""
+
+    version: int
+    cluster_id: bytes
+    cluster_file_digest: bytes
+    number: int
+    nonce: bytes
+
+
+class ClientHello(NamedTuple):
+    """Client to replica: my key, and my signature over the challenge (see `replica.wire.handshake`)."""
+
+    version: int
+    cluster_id: bytes
+    public_key: bytes
+    signature: bytes
+
+
+class ReplicaHello(NamedTuple):
+    """Replica to replica: my number; the certificate of the TLS connection proves it."""
+
+    version: int
+    cluster_id: bytes
+    cluster_file_digest: bytes
+    number: int
+
+
+class Welcome(NamedTuple):
+    """Replica to dialler: go on. `executed` is the highest slot executed here, `view` the current view."""
+
+    executed: int
+    view: int
+
+
+class Refused(NamedTuple):
+    """Replica to dialler: no, and why; the connection is then closed."""
+
+    code: str
+    text: str
+
+
+class Subscribe(NamedTuple):
+    """Reader to replica: send every group of your log that ends at or above `first`, from now on."""
+
+    first: int
+
+
+class Fetch(NamedTuple):
+    """Reader to replica: send what you hold of `log` from index `first` on, once, up to a limit."""
+
+    log: int
+    first: int
+
+
+class GroupMessage(NamedTuple):
+    """Replica to reader: a group of `log`, in the layout of `replica.core.group`."""
+
+    log: int
+    group: bytes
+
+
+class Request(NamedTuple):
+    """Client to replica, or replica to primary: an envelope to order."""
+
+    envelope: bytes
+
+
+class Reply(NamedTuple):
+    """Replica to client: a reply, in the layout of `replica.core.envelope`."""
+
+    reply: bytes
+
+
+class StaleRead(NamedTuple):
+    """Client to replica: run this operation on your present state, order nothing, change nothing."""
+
+    query: int
+    operation: bytes
+
+
+class StaleResult(NamedTuple):
+    """Replica to client: the answer to a StaleRead. `executed` is the slot up to which the state stands."""
+
+    query: int
+    status: int
+    executed: int
+    value: bytes
+
+
+class StatusQuery(NamedTuple):
+    """Ask a replica for its status."""
+
+    query: int
+
+
+class StatusReport(NamedTuple):
+    """A replica's status, a JSON object in UTF-8: its own word, not agreed on."""
+
+    query: int
+    json: bytes
+
+
+class Ping(NamedTuple):
+    """Ask for a Pong; whoever does not hear for a while takes the connection for dead."""
+
+    number: int
+
+
+class Pong(NamedTuple):
+    """The answer to Ping."""
+
+    number: int
+
+
+class Notice(NamedTuple):
+    """Replica to client: something that one replica says and nobody agreed on, such as "busy"."""
+
+    code: str
+    text: str
+
+
+Message = (
+    Challenge
+    | ClientHello
+    | ReplicaHello
+    | Welcome
+    | Refused
+    | Subscribe
+    | Fetch
+    | GroupMessage
+    | Request
+    | Reply
+    | StaleRead
+    | StaleResult
+    | StatusQuery
+    | StatusReport
+    | Ping
+    | Pong
+    | Notice
+)
+
+_Check = Callable[[Any], bool]
+
+
+def _number(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= U64_MAX
+
+
+def _text(value: Any) -> bool:
+    return type(value) is str
+
+
+def _blob(value: Any) -> bool:
+    return type(value) is bytes
+
+
+def _exactly(size: int) -> _Check:
+    return lambda value: type(value) is bytes and len(value) == size
+
+
+# Code -> (message, check of each field in order). Codes are never given to another message.
+_SCHEMA: Final[dict[int, tuple[type[Any], tuple[_Check, ...]]]] = {
+    1: (Challenge, (_number, _exactly(32), _exactly(32), _number, _exactly(32))),
+    2: (ClientHello, (_number, _exactly(32), _exactly(65), _exactly(64))),
+    3: (ReplicaHello, (_number, _exactly(32), _exactly(32), _number)),
+    4: (Welcome, (_number, _number)),
+    5: (Refused, (_text, _text)),
+    6: (Subscribe, (_number,)),
+    7: (Fetch, (_number, _number)),
+    8: (GroupMessage, (_number, _blob)),
+    9: (Request, (_blob,)),
+    10: (Reply, (_blob,)),
+    11: (StaleRead, (_number, _blob)),
+    12: (StaleResult, (_number, _number, _number, _blob)),
+    13: (StatusQuery, (_number,)),
+    14: (StatusReport, (_number, _blob)),
+    15: (Ping, (_number,)),
+    16: (Pong, (_number,)),
+    17: (Notice, (_text, _text)),
+}
+_CODES: Final = {message: code for code, (message, _) in _SCHEMA.items()}
+
+
+def encode_frame(message: Message) -> bytes:
+    """Return the message's frame, its length included. ValueError above the frame limit."""
+    body: bytes = msgpack.packb((_CODES[type(message)], *message), use_bin_type=True)
+    if len(body) > FRAME_BYTES_MAX:
+        raise ValueError(f"a {type(message).__name__} of {len(body)} bytes, the limit is {FRAME_BYTES_MAX}")
+    return U32.pack(len(body)) + body
+
+
+def decode_message(body: bytes) -> Message:
+    """Decode a frame's content; LayoutError for anything but one well-formed message."""
+    try:
+        fields = msgpack.unpackb(
+            body,
+            use_list=False,
+            raw=False,
+            max_array_len=FIELDS_MAX,
+            max_map_len=0,
+            max_ext_len=0,
+            max_str_len=TEXT_BYTES_MAX,
+            max_bin_len=FRAME_BYTES_MAX,
+        )
+    except (ValueError, TypeError, RecursionError) as error:
+        raise LayoutError(f"not a message: {error or type(error).__name__}") from None
+    if type(fields) is not tuple or not fields or type(fields[0]) is not int or fields[0] not in _SCHEMA:
+        raise LayoutError("not a message of a kind that this program knows")
+    message, checks = _SCHEMA[fields[0]]
+    if len(fields) != len(checks) + 1:
+        raise LayoutError(f"a {message.__name__} has {len(checks)} fields, not {len(fields) - 1}")
+    for check, value in zip(checks, fields[1:], strict=True):
+        if not check(value):
+            raise LayoutError(f"a {message.__name__} with a wrong field")
+    decoded: Message = message._make(fields[1:])
+    return decoded
