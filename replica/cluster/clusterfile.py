@@ -1,0 +1,262 @@
+"""cluster.toml: the one public file of a cluster. Every replica and every client has the same copy of it.
+
+    format = 1
+    [genesis]                what all must agree on; its digest is the cluster id (see replica.core.genesis)
+    name, nonce (hex, 32 bytes), f, ordering ("two-phase" or "three-phase"), application ("module:Class")
+    [genesis.limits]         every field of Limits
+    [[genesis.members]]      number, log_kind ("software", "process" or "tpm"), log_public_key (hex, 65 bytes)
+    [[replicas]]             number, address ("host:port", "[IPv6]:port"), certificate (PEM, self-signed)
+
+Nothing has a default: two programs of different versions must not fill a gap differently and then disagree.
+"""
+
+import hashlib
+import ipaddress
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Final
+
+import tomli_w
+
+from replica.cluster.keys import certificate_der, certificate_pem, certificate_public_key
+from replica.cluster.strict_toml import ConfigError, Table, parse_toml, printable, read_bounded
+from replica.core.genesis import NONCE_SIZE, PUBLIC_KEY_SIZE, Genesis, Limits, Member, Ordering
+from replica.core.quorum import FAULTS_MAX
+from trustlog import BackendKind, VerificationError, VerifyingKey
+
+FORMAT: Final = 1
+CLUSTER_FILE_NAME: Final = "cluster.toml"
+REPLICAS_MAX: Final = 2 * FAULTS_MAX + 1
+
+_ORDERINGS: Final = {ordering.label: ordering for ordering in Ordering}
+_LOG_KINDS: Final = {kind.name.lower(): kind for kind in BackendKind}
+_APPLICATION: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
+_HOST_LABEL: Final = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)", re.ASCII)
+
+_HEADER: Final = """\
+# The public file of a trustlog cluster: every replica and every client needs the same copy.
+# Nothing here is secret. The digest of [genesis] is the cluster's id: change it, and it is another cluster.
+
+"""
+
+
+class ClusterFileError(ConfigError):
+    """A cluster file cannot be used; the text names the file, the key, what is wrong and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaPlace:
+    """Where a replica is met, and the TLS certificate (DER) by which it is known."""
+
+    number: int
+    host: str
+    port: int
+    certificate_der: bytes
+
+    @property
+    def address(self) -> str:
+        """Return "host:port", an IPv6 host in brackets."""
+        return format_address(self.host, self.port)
+
+    @property
+    def fingerprint(self) -> bytes:
+        """Return the 32-byte SHA-256 of the certificate."""
+        return hashlib.sha256(self.certificate_der).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterFile:
+    """The content of a cluster file. `replicas[i]` has number i; `digest` is the file's SHA-256, 32 bytes."""
+
+    genesis: Genesis
+    replicas: tuple[ReplicaPlace, ...]
+    digest: bytes
+
+    @property
+    def cluster_id(self) -> bytes:
+        """Return the 32-byte cluster id."""
+        return self.genesis.cluster_id()
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Split "host:port" or "[IPv6]:port" into host and port (1 to 65535); ValueError says what is wrong."""
+    host, separator, port_text = text.rpartition(":")
+    if not separator or not (port_text.isascii() and port_text.isdigit() and len(port_text) <= 5):
+        raise ValueError(f'"{printable(text)}" is not of the form host:port')
+    port = int(port_text)
+    if not 1 <= port <= 65535:
+        raise ValueError(f'the port in "{printable(text)}" is not from 1 to 65535')
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+        try:
+            ipaddress.IPv6Address(host)
+        except ValueError:
+            raise ValueError(f'"{printable(host)}" in brackets is not an IPv6 address') from None
+        return host, port
+    check_host(host)
+    if ":" in host:
+        raise ValueError(f'an IPv6 address is written in brackets: "[{printable(host)}]:{port}"')
+    return host, port
+
+
+def check_host(host: str) -> None:
+    """Check that `host` is an IP address (IPv6 without brackets) or a host name; ValueError if not."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        labels = host.removesuffix(".").split(".")
+        # "1.2.3" is neither an address nor a name that anyone means.
+        named = all(_HOST_LABEL.fullmatch(label) for label in labels) and not labels[-1].isdigit()
+        if len(host) > 253 or not named:
+            raise ValueError(f'"{printable(host)}" is neither a host name nor an IP address') from None
+
+
+def format_address(host: str, port: int) -> str:
+    """Return "host:port", an IPv6 host in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def load_cluster_file(path: Path) -> ClusterFile:
+    """Read a cluster file, or the cluster.toml in a directory; ClusterFileError says what is wrong."""
+    if path.is_dir():
+        path = path / CLUSTER_FILE_NAME
+    try:
+        return parse_cluster_file(read_bounded(path), str(path))
+    except ConfigError as error:
+        raise ClusterFileError(str(error)) from error
+
+
+def parse_cluster_file(raw: bytes, name: str = CLUSTER_FILE_NAME) -> ClusterFile:
+    """Read a cluster file's bytes; error texts call it `name`. ClusterFileError says what is wrong."""
+    try:
+        file = parse_toml(raw, name)
+        top = Table(name, file.data)
+        top.integer("format", FORMAT, FORMAT)
+        genesis = _genesis(top.table("genesis"))
+        replicas = _replicas(top, genesis.n)
+        top.finish()
+    except ConfigError as error:
+        raise ClusterFileError(str(error)) from error
+    return ClusterFile(genesis, replicas, file.digest)
+
+
+def dump_cluster_file(genesis: Genesis, replicas: Sequence[ReplicaPlace]) -> bytes:
+    """Return the file's bytes, after reading them back: what could not be loaded is not written."""
+    document = {
+        "format": FORMAT,
+        "genesis": {
+            "name": genesis.name,
+            "nonce": genesis.nonce.hex(),
+            "f": genesis.f,
+            "ordering": genesis.ordering.label,
+            "application": genesis.application,
+            "limits": asdict(genesis.limits),
+            "members": [
+                {
+                    "number": member.number,
+                    "log_kind": log_kind_label(member.log_kind),
+                    "log_public_key": member.log_public_key.hex(),
+                }
+                for member in genesis.members
+            ],
+        },
+        "replicas": [
+            {
+                "number": place.number,
+                "address": place.address,
+                "certificate": certificate_pem(place.certificate_der),
+            }
+            for place in replicas
+        ],
+    }
+    raw = (_HEADER + tomli_w.dumps(document, multiline_strings=True)).encode()
+    parse_cluster_file(raw, "the cluster file to be written")
+    return raw
+
+
+def log_kind_label(kind: int) -> str:
+    """Return a log backend's name as configuration has it: "software", "process" or "tpm"."""
+    return BackendKind(kind).name.lower()
+
+
+def read_log_key(table: Table) -> tuple[BackendKind, bytes]:
+    """Read `log_kind` and `log_public_key`; ConfigError unless the key is a point of the curve."""
+    kind = _LOG_KINDS[table.choice("log_kind", list(_LOG_KINDS))]
+    key = table.hexadecimal("log_public_key", PUBLIC_KEY_SIZE)
+    try:
+        VerifyingKey.from_bytes(key)
+    except VerificationError as error:
+        raise table.error(
+            "log_public_key", f"{error}; copy it again from the replica's public file"
+        ) from error
+    return kind, key
+
+
+def read_place(table: Table, number: int) -> ReplicaPlace:
+    """Read `address` and `certificate`; ConfigError if they are none."""
+    try:
+        host, port = parse_address(table.text("address"))
+    except ValueError as error:
+        raise table.error("address", str(error)) from None
+    try:
+        der = certificate_der(table.text("certificate").encode())
+    except ValueError as error:
+        raise table.error("certificate", f"{error}; copy it again from the replica's tls.crt") from None
+    return ReplicaPlace(number, host, port, der)
+
+
+def check_unique(places: Sequence[ReplicaPlace], file_name: str) -> None:
+    """Refuse replicas that share an address or a TLS key: one of them would be met in the other's name."""
+    addresses: dict[str, int] = {}
+    keys: dict[bytes, int] = {}
+    for place in places:
+        same_address = addresses.setdefault(place.address.lower(), place.number)
+        same_key = keys.setdefault(certificate_public_key(place.certificate_der), place.number)
+        for what, first in (("address", same_address), ("TLS key", same_key)):
+            if first != place.number:
+                raise ConfigError(
+                    f"{file_name}: replicas {first} and {place.number} have one {what}; give each its own"
+                )
+
+
+def _genesis(table: Table) -> Genesis:
+    name = table.text("name")
+    if not name.isprintable():
+        raise table.error("name", "must not hold control characters")
+    nonce = table.hexadecimal("nonce", NONCE_SIZE)
+    f = table.integer("f", 1, FAULTS_MAX)
+    ordering = _ORDERINGS[table.choice("ordering", list(_ORDERINGS))]
+    application = table.text("application")
+    if not _APPLICATION.fullmatch(application):
+        raise table.error("application", f'"{printable(application)}" is not of the form module:Class')
+    limits = table.table("limits")
+    values = {field.name: limits.integer(field.name, 1) for field in fields(Limits)}
+    limits.finish()
+    members = []
+    for position, member in enumerate(table.tables("members", REPLICAS_MAX)):
+        member.integer("number", position, position)
+        kind, key = read_log_key(member)
+        member.finish()
+        members.append(Member(position, kind, key))
+    table.finish()
+    try:
+        return Genesis(name, nonce, f, ordering, application, Limits(**values), tuple(members))
+    except ValueError as error:
+        raise ConfigError(
+            f"{table.file_name}: genesis: {error}; make the file anew with trustlog-replica"
+        ) from error
+
+
+def _replicas(top: Table, n: int) -> tuple[ReplicaPlace, ...]:
+    tables = top.tables("replicas", REPLICAS_MAX)
+    if len(tables) != n:
+        raise top.error("replicas", f"{len(tables)} replicas for {n} members; each member needs one")
+    places = []
+    for position, table in enumerate(tables):
+        table.integer("number", position, position)
+        places.append(read_place(table, position))
+        table.finish()
+    check_unique(places, top.file_name)
+    return tuple(places)

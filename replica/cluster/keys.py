@@ -1,0 +1,175 @@
+"""Key files and certificates.
+
+    tls.key, client.key   ECDSA P-256 private key, PEM PKCS#8, unencrypted, mode 0600
+    tls.crt               self-signed X.509 certificate, PEM
+    client.pub            the client's public key: 130 hexadecimal digits (uncompressed point) and a newline
+
+Certificates carry a key and nothing else: whoever meets one compares all its bytes with those in the cluster
+file. They are valid from 1970 to 9999 (RFC 5280, section 4.1.2.5: no expiry), as no decision may depend on
+a wall clock; a key is replaced by changing the member list, not by letting a certificate run out.
+"""
+
+import datetime as dt
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+
+from replica.cluster.strict_toml import ConfigError, read_bounded
+
+KEY_FILE_BYTES_MAX: Final = 16 * 1024
+CLIENT_KEY_NAME: Final = "client.key"
+CLIENT_PUBLIC_NAME: Final = "client.pub"
+
+_NOT_BEFORE: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+_NOT_AFTER: Final = dt.datetime(9999, 12, 31, 23, 59, 59, tzinfo=dt.UTC)
+_ECDSA: Final = ec.ECDSA(hashes.SHA256())
+
+
+def generate_private_key() -> ec.EllipticCurvePrivateKey:
+    """Return a new P-256 key."""
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def public_bytes(key: ec.EllipticCurvePublicKey) -> bytes:
+    """Return the uncompressed point: 65 bytes, 0x04 || x || y."""
+    return key.public_bytes(serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint)
+
+
+def write_new(path: Path, content: bytes, mode: int) -> None:
+    """Write a file that did not exist, with this mode from its first moment, and make it durable.
+
+    FileExistsError if the name is taken, were it by a dangling link; nothing is ever overwritten.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_private_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
+    """Write a key to a new file with mode 0600; FileExistsError if there is one."""
+    pem = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    write_new(path, pem, 0o600)
+
+
+def load_private_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """Read a P-256 private key; ConfigError if others can read the file or it holds something else."""
+    pem = read_bounded(path, KEY_FILE_BYTES_MAX, private=True)
+    try:
+        key = serialization.load_pem_private_key(pem, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        # The error's own text may quote the content, which must not reach a log.
+        raise ConfigError(f"{path}: not an unencrypted private key in PEM; restore it from a copy") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise ConfigError(f"{path}: not a P-256 key; make one with trustlog-replica")
+    return key
+
+
+def make_certificate(number: int, key: ec.EllipticCurvePrivateKey) -> bytes:
+    """Return a self-signed certificate (DER) for the TLS key of replica `number`."""
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, f"trustlog replica {number}")])
+    usage = x509.KeyUsage(
+        digital_signature=True,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=False,
+        crl_sign=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(_NOT_BEFORE)
+        .not_valid_after(_NOT_AFTER)
+        # No authority: a member must not be able to issue certificates that pass as another member's.
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(usage, critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    return certificate.public_bytes(serialization.Encoding.DER)
+
+
+def certificate_pem(der: bytes) -> str:
+    """Return a certificate as PEM text, ending in a newline."""
+    certificate = x509.load_der_x509_certificate(der)
+    return certificate.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def certificate_der(pem: bytes) -> bytes:
+    """Return the DER of the one certificate in `pem`; ValueError says why no replica can have it."""
+    try:
+        certificates = x509.load_pem_x509_certificates(pem)
+        key = certificates[0].public_key()
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise ValueError(
+            f"not a certificate in PEM ({str(error).splitlines()[0] if str(error) else 'empty'})"
+        ) from None
+    if len(certificates) != 1:
+        raise ValueError(f"{len(certificates)} certificates, exactly one is wanted")
+    if not (isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1)):
+        raise ValueError("the certificate's key is not a P-256 key")  # noqa: TRY004 - a value from a file
+    try:
+        certificates[0].verify_directly_issued_by(certificates[0])
+    except (ValueError, TypeError, InvalidSignature):
+        raise ValueError("the certificate is not signed by its own key, or damaged") from None
+    return certificates[0].public_bytes(serialization.Encoding.DER)
+
+
+def certificate_public_key(der: bytes) -> bytes:
+    """Return the public key (65 bytes) in a certificate that `certificate_der` accepted."""
+    key = x509.load_der_x509_certificate(der).public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise TypeError("the certificate's key is not a P-256 key")
+    return public_bytes(key)
+
+
+@dataclass(frozen=True, slots=True)
+class ClientKey:
+    """The key with which a client signs. Its representation shows the public key only."""
+
+    private_key: ec.EllipticCurvePrivateKey = field(repr=False)
+    public_key: bytes
+
+    @classmethod
+    def from_private(cls, key: ec.EllipticCurvePrivateKey) -> "ClientKey":
+        """Wrap a P-256 private key."""
+        return cls(key, public_bytes(key.public_key()))
+
+    @classmethod
+    def generate(cls) -> "ClientKey":
+        """Return a new key, for one that need not outlive the program."""
+        return cls.from_private(generate_private_key())
+
+    def sign(self, message: bytes) -> bytes:
+        """Return the ECDSA signature with SHA-256 over `message`: 64 bytes, r || s, big-endian."""
+        r, s = decode_dss_signature(self.private_key.sign(message, _ECDSA))
+        return r.to_bytes(32, "big") + s.to_bytes(32, "big")
+
+
+def create_client_key(directory: Path) -> ClientKey:
+    """Write a new client key and its public part into a directory; FileExistsError if there is one."""
+    key = ClientKey.generate()
+    write_private_key(directory / CLIENT_KEY_NAME, key.private_key)
+    write_new(directory / CLIENT_PUBLIC_NAME, key.public_key.hex().encode() + b"\n", 0o644)
+    return key
+
+
+def load_client_key(directory: Path) -> ClientKey:
+    """Read the client key in a directory; ConfigError says what is wrong with it."""
+    return ClientKey.from_private(load_private_key(directory / CLIENT_KEY_NAME))

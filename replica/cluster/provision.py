@@ -1,0 +1,311 @@
+"""Making clusters: all at once on one machine, or replica by replica so that no private key ever travels.
+
+    init_cluster            everything in one directory
+    keygen, then assemble   on each machine a private folder and a public file; from all of these cluster.toml
+
+Whatever is made is first built under a temporary name beside its place and then renamed, so a failure leaves
+nothing half made; nothing that exists is ever overwritten.
+"""
+
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import tomli_w
+
+import trustlog
+from replica.cluster.clusterfile import (
+    CLUSTER_FILE_NAME,
+    ClusterFile,
+    ReplicaPlace,
+    check_host,
+    check_unique,
+    dump_cluster_file,
+    load_cluster_file,
+    log_kind_label,
+    parse_cluster_file,
+    read_log_key,
+    read_place,
+)
+from replica.cluster.home import (
+    LOG_NAME,
+    SETTINGS_NAME,
+    TLS_CERTIFICATE_NAME,
+    TLS_KEY_NAME,
+    Settings,
+    dump_settings,
+)
+from replica.cluster.keys import (
+    certificate_pem,
+    create_client_key,
+    generate_private_key,
+    make_certificate,
+    write_new,
+    write_private_key,
+)
+from replica.cluster.strict_toml import ConfigError, Table, parse_toml, read_bounded
+from replica.core.genesis import NONCE_SIZE, Genesis, Limits, Member, Ordering
+from replica.core.quorum import FAULTS_MAX, replica_count
+
+PUBLIC_FORMAT: Final = 1
+DEFAULT_APPLICATION: Final = "replica.apps.kv:KeyValue"
+DEFAULT_BASE_PORT: Final = 7100
+DEFAULT_HOST: Final = "127.0.0.1"
+CLIENT_NAME: Final = "client"
+
+_PUBLIC_HEADER: Final = """\
+# The public part of one trustlog replica: send it to whoever runs trustlog-replica assemble.
+# Nothing in here is secret, but it must arrive unchanged: compare its SHA-256 over another way if in doubt.
+
+"""
+
+
+class ProvisionError(ConfigError):
+    """A cluster or a folder cannot be made; the text says why and what to do. Nothing was left behind."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublicPart:
+    """What others need to know of a replica: where it is met, its certificate, its log's key."""
+
+    place: ReplicaPlace
+    member: Member
+
+
+def replica_folder_name(number: int) -> str:
+    """Return the name of a replica's folder in a cluster's directory."""
+    return f"replica-{number}"
+
+
+def public_file_name(number: int) -> str:
+    """Return the name of a replica's public file."""
+    return f"replica-{number}.public.toml"
+
+
+def init_cluster(
+    directory: Path,
+    *,
+    f: int = 1,
+    hosts: Sequence[str] = (DEFAULT_HOST,),
+    base_port: int = DEFAULT_BASE_PORT,
+    name: str | None = None,
+    ordering: Ordering = Ordering.THREE_PHASE,
+    application: str = DEFAULT_APPLICATION,
+    limits: Limits | None = None,
+) -> ClusterFile:
+    """Make a whole cluster in `directory`: cluster.toml, replica-0 … replica-2f, client.
+
+    hosts: one for all replicas, or one each. base_port: the first replica on a host has it, the next on the
+    same host has the next; 0 has the operating system choose free ports. ProvisionError if that fails.
+    """
+    places = plan_addresses(f, hosts, base_port)
+    # The directory itself is public, as cluster.toml is; what is private in it has its own mode.
+    with _built_beside(directory, 0o755) as building:
+        parts = [
+            _make_replica(building / replica_folder_name(number), number, host, port)
+            for number, (host, port) in enumerate(places)
+        ]
+        raw = _cluster_bytes(
+            parts,
+            f,
+            name=name or directory.resolve().name,
+            ordering=ordering,
+            application=application,
+            limits=limits,
+        )
+        write_new(building / CLUSTER_FILE_NAME, raw, 0o644)
+        (building / CLIENT_NAME).mkdir(mode=0o700)
+        create_client_key(building / CLIENT_NAME)
+    return load_cluster_file(directory)
+
+
+def keygen(directory: Path, number: int, host: str, port: int) -> Path:
+    """Make a replica's private folder and return the path of its public file, which lies in it."""
+    if not 0 <= number <= 2 * FAULTS_MAX:
+        raise ProvisionError(f"a replica's number is from 0 to {2 * FAULTS_MAX}, not {number}")
+    try:
+        check_host(host)
+    except ValueError as error:
+        raise ProvisionError(str(error)) from None
+    if not 1 <= port <= 65535:
+        raise ProvisionError(f"a port is from 1 to 65535, not {port}")
+    with _built_beside(directory) as building:
+        part = _make_replica(building, number, host, port)
+        write_new(building / public_file_name(number), dump_public_part(part), 0o644)
+    return directory / public_file_name(number)
+
+
+def make_client(directory: Path) -> None:
+    """Make a directory with a new client key; ProvisionError if there is something already."""
+    with _built_beside(directory) as building:
+        create_client_key(building)
+
+
+def assemble(
+    public_files: Sequence[Path],
+    out: Path,
+    *,
+    name: str = "trustlog",
+    ordering: Ordering = Ordering.THREE_PHASE,
+    application: str = DEFAULT_APPLICATION,
+    limits: Limits | None = None,
+) -> ClusterFile:
+    """Write a cluster file from the public files of replicas 0 to 2f; their number gives f."""
+    parts = sorted((load_public_part(path) for path in public_files), key=lambda part: part.place.number)
+    f, odd = divmod(len(parts) - 1, 2)
+    numbers = [part.place.number for part in parts]
+    if f < 1 or odd:
+        raise ProvisionError(f"{len(parts)} public files; a cluster has 2f + 1 replicas: 3, 5, 7 …")
+    if numbers != list(range(len(parts))):
+        raise ProvisionError(
+            f"the public files have numbers {', '.join(map(str, numbers))}; a cluster of {len(parts)} needs "
+            f"each of 0 to {len(parts) - 1} once: make the others with trustlog-replica keygen"
+        )
+    check_unique([part.place for part in parts], str(out))
+    raw = _cluster_bytes(parts, f, name=name, ordering=ordering, application=application, limits=limits)
+    try:
+        write_new(out, raw, 0o644)
+    except FileExistsError:
+        raise ProvisionError(
+            f"{out}: exists already and is not overwritten; remove it or choose another name"
+        ) from None
+    except OSError as error:
+        raise ProvisionError(f"{out}: cannot be written: {error.strerror}") from error
+    return parse_cluster_file(raw, str(out))
+
+
+def dump_public_part(part: PublicPart) -> bytes:
+    """Return the bytes of a replica's public file."""
+    document = {
+        "format": PUBLIC_FORMAT,
+        "number": part.place.number,
+        "address": part.place.address,
+        "log_kind": log_kind_label(part.member.log_kind),
+        "log_public_key": part.member.log_public_key.hex(),
+        "certificate": certificate_pem(part.place.certificate_der),
+    }
+    return (_PUBLIC_HEADER + tomli_w.dumps(document, multiline_strings=True)).encode()
+
+
+def load_public_part(path: Path) -> PublicPart:
+    """Read a replica's public file; ConfigError says what is wrong."""
+    table = Table(str(path), parse_toml(read_bounded(path), str(path)).data)
+    table.integer("format", PUBLIC_FORMAT, PUBLIC_FORMAT)
+    number = table.integer("number", 0, 2 * FAULTS_MAX)
+    place = read_place(table, number)
+    kind, key = read_log_key(table)
+    table.finish()
+    return PublicPart(place, Member(number, kind, key))
+
+
+def plan_addresses(f: int, hosts: Sequence[str], base_port: int) -> list[tuple[str, int]]:
+    """Return host and port of each of the 2f + 1 replicas; ProvisionError if that is impossible."""
+    try:
+        count = replica_count(f)
+        for host in hosts:
+            check_host(host)
+    except ValueError as error:
+        raise ProvisionError(str(error)) from None
+    if len(hosts) not in {1, count}:
+        raise ProvisionError(f"{len(hosts)} hosts for {count} replicas (f = {f}); give one, or one for each")
+    each = list(hosts) * (count if len(hosts) == 1 else 1)
+    if base_port == 0:
+        return list(zip(each, _free_ports(each), strict=True))
+    if not 1 <= base_port <= 65536 - count:
+        raise ProvisionError(
+            f"the base port is from 1 to {65536 - count}, or 0 for free ones, not {base_port}"
+        )
+    # Different machines each begin at the base port; replicas on one machine follow each other.
+    return [(host, base_port + each[:i].count(host)) for i, host in enumerate(each)]
+
+
+def _free_ports(hosts: Sequence[str]) -> list[int]:
+    # All sockets stay open until every port is chosen, or the system might hand out one of them twice.
+    with ExitStack() as stack:
+        ports = []
+        for host in hosts:
+            try:
+                family = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0][0]
+                holder = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+                holder.bind((host, 0))
+            except OSError as error:
+                raise ProvisionError(
+                    f"no free port of {host} can be found from here ({error.strerror}); choose a base port"
+                ) from error
+            ports.append(int(holder.getsockname()[1]))
+    return ports
+
+
+def _make_replica(folder: Path, number: int, host: str, port: int) -> PublicPart:
+    """Fill `folder`, which is made if it is missing, with a replica's settings, keys and empty log."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    key = generate_private_key()
+    der = make_certificate(number, key)
+    write_new(folder / SETTINGS_NAME, dump_settings(Settings(number)), 0o600)
+    write_private_key(folder / TLS_KEY_NAME, key)
+    write_new(folder / TLS_CERTIFICATE_NAME, certificate_pem(der).encode(), 0o600)
+    with trustlog.create(folder / LOG_NAME) as log:
+        member = Member(number, log.kind, log.public_key)
+    return PublicPart(ReplicaPlace(number, host, port, der), member)
+
+
+def _cluster_bytes(
+    parts: Sequence[PublicPart],
+    f: int,
+    *,
+    name: str,
+    ordering: Ordering,
+    application: str,
+    limits: Limits | None,
+) -> bytes:
+    members = tuple(part.member for part in parts)
+    nonce = secrets.token_bytes(NONCE_SIZE)
+    try:
+        genesis = Genesis(name, nonce, f, ordering, application, limits or Limits(), members)
+    except ValueError as error:
+        raise ProvisionError(str(error)) from error
+    return dump_cluster_file(genesis, [part.place for part in parts])
+
+
+@contextmanager
+def _built_beside(directory: Path, mode: int = 0o700) -> Iterator[Path]:
+    """Yield a temporary directory that becomes `directory` with `mode`, or vanishes if the body raises."""
+    if directory.is_symlink() or (directory.exists() and not _is_empty_directory(directory)):
+        raise ProvisionError(
+            f"{directory}: exists already and is not overwritten; choose another name or remove it"
+        )
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    except OSError as error:
+        raise ProvisionError(f"{directory}: cannot be made: {error.strerror}") from error
+    try:
+        yield building
+        building.chmod(mode)
+        _sync_directory(building)
+        # Renaming onto a directory succeeds only if that one is still empty.
+        building.rename(directory)
+        _sync_directory(directory.parent)
+    except OSError as error:
+        raise ProvisionError(f"{directory}: cannot be made: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _is_empty_directory(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
