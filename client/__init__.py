@@ -1,1 +1,31 @@
-"""The client: signs requests and accepts what f+1 replicas agree on."""
+"""The client: signs requests and accepts what f+1 replicas agree on.
+
+`client.api.Client` is the asyncio client, `client.sync.SyncClient` its synchronous twin; `trustlog-client` is
+the command. `client.core` holds the rules and does no I/O.
+"""
+
+from client.api import Client
+from client.errors import (
+    ClientError,
+    NotExecuted,
+    OperationFailed,
+    Overloaded,
+    SessionExpired,
+    Undecided,
+    Unreachable,
+)
+from client.events import Settings
+from client.sync import SyncClient
+
+__all__ = [
+    "Client",
+    "ClientError",
+    "NotExecuted",
+    "OperationFailed",
+    "Overloaded",
+    "SessionExpired",
+    "Settings",
+    "SyncClient",
+    "Undecided",
+    "Unreachable",
+]

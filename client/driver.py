@@ -1,0 +1,274 @@
+"""The client's shell: drives the pure core with asyncio, and holds the connections.
+
+One future per operation, one signature and one frame per envelope; no task per operation. What is submitted
+in one turn of the loop leaves in one envelope.
+"""
+
+import asyncio
+import secrets
+from typing import cast
+
+from client.connection import ReplicaLink, Timing
+from client.core import ClientCore
+from client.errors import ClientError, NotExecuted, Overloaded, Undecided, Unreachable
+from client.events import AskReports, Complete, Effect, Fail, Failure, Send, Settings, WakeAt
+from client.queries import Queries, ReplicaStatus, StaleAnswer, StaleRound, number_in, read_report
+from replica.cluster.clusterfile import ClusterFile
+from replica.cluster.keys import ClientKey
+from replica.core.envelope import OPEN_NONCE_SIZE, Result
+from replica.core.layout import LayoutError
+from replica.wire.messages import (
+    Message,
+    Notice,
+    Reply,
+    Request,
+    StaleRead,
+    StaleResult,
+    StatusQuery,
+    StatusReport,
+    encode_frame,
+)
+
+CORE_QUERY = 0  # the query number of reports that the core asked for
+STALE_ROUND_S = 0.05
+STALE_ROUND_S_MAX = 1.0
+CLOSE_S = 0.5
+
+_Outcome = asyncio.Future[Result]
+
+
+class Driver:
+    """A cluster's connections and the core that speaks over them. Use it from one event loop only."""
+
+    def __init__(
+        self,
+        cluster: ClusterFile,
+        key: ClientKey,
+        settings: Settings | None = None,
+        timing: Timing | None = None,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._cluster = cluster
+        self.core = ClientCore(
+            cluster.genesis,
+            cluster.cluster_id,
+            key.public_key,
+            sign=key.sign,
+            nonce=lambda: secrets.token_bytes(OPEN_NONCE_SIZE),
+            settings=settings,
+        )
+        chosen = Timing() if timing is None else timing
+        self.links = [ReplicaLink(cluster, place, key, self, chosen) for place in cluster.replicas]
+        self.queries = Queries()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._flush_scheduled = False
+        self._closed = False
+
+    # Life.
+
+    def start(self) -> None:
+        """Begin to connect; returns at once."""
+        self._tasks = [
+            self._loop.create_task(link.run(), name=f"link to replica {link.place.number}")
+            for link in self.links
+        ]
+
+    async def close(self) -> None:
+        """Give up what waits and end the connections."""
+        self._closed = True
+        self._perform(self.core.close())
+        if self._timer is not None:
+            self._timer.cancel()
+        for link in self.links:
+            link.close()
+        # A connection that is closed politely spares the replica an error; a dead one is not waited for.
+        await asyncio.gather(*(link.wait_closed(CLOSE_S) for link in self.links))
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # Operations.
+
+    def submit(self, operation: bytes, deadline_s: float) -> _Outcome:
+        """Hand an operation in; the future gets a result that f+1 replicas gave, or a ClientError."""
+        if self._closed:
+            raise NotExecuted("the client is closed; open a new one")
+        outcome: _Outcome = self._loop.create_future()
+        deadline_ms = int((self._loop.time() + deadline_s) * 1000)
+        refusal = self.core.submit(outcome, operation, deadline_ms)
+        if refusal is not None:
+            raise self._error(refusal)
+        self._flush_soon()
+        return outcome
+
+    def _flush_soon(self) -> None:
+        if not self._flush_scheduled and not self._closed:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_scheduled = False
+        if not self._closed:
+            self._perform(self.core.flush(self._now_ms()))
+
+    def _tick(self, at_ms: int) -> None:
+        self._timer = None
+        # The loop's clock may round the time it was asked to wake at.
+        self._perform(self.core.tick(max(at_ms, self._now_ms())))
+
+    def _now_ms(self) -> int:
+        return int(self._loop.time() * 1000)
+
+    def _perform(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Complete):
+                for outcome, result in zip(
+                    cast("list[_Outcome]", effect.tickets), effect.results, strict=True
+                ):
+                    if not outcome.done():
+                        outcome.set_result(result)
+            elif isinstance(effect, Send):
+                frame = encode_frame(Request(effect.envelope))
+                for replica in effect.replicas:
+                    self.links[replica].send_frame(frame)
+            elif isinstance(effect, WakeAt):
+                self._wake_at(effect.at_ms)
+            elif isinstance(effect, Fail):
+                for outcome in cast("list[_Outcome]", effect.tickets):
+                    if not outcome.done():
+                        outcome.set_exception(self._error(effect.reason))
+            elif isinstance(effect, AskReports):
+                self._send_to_all(encode_frame(StatusQuery(CORE_QUERY)))
+
+    def _wake_at(self, at_ms: int) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self._closed:
+            self._timer = self._loop.call_at(at_ms / 1000, self._tick, at_ms)
+
+    def _send_to_all(self, frame: bytes) -> None:
+        for link in self.links:
+            link.send_frame(frame)
+
+    # What links find.
+
+    def link_up(self, number: int, executed: int, view: int) -> None:
+        """See LinkOwner."""
+        self._perform(self.core.on_connected(number, executed, view))
+        self._flush_soon()
+
+    def link_down(self, number: int, problem: str) -> None:  # noqa: ARG002 - the link keeps it
+        """See LinkOwner."""
+        self._perform(self.core.on_disconnected(number))
+        self._flush_soon()
+
+    def link_message(self, number: int, message: Message) -> None:
+        """See LinkOwner."""
+        if isinstance(message, Reply):
+            effects = self.core.on_reply(number, message.reply)
+            if effects:
+                self._perform(effects)
+            # A decided envelope makes room, and an opened session lets operations out.
+            if self.core.waiting:
+                self._flush_soon()
+        elif isinstance(message, StaleResult):
+            self.queries.on_stale(number, message)
+        elif isinstance(message, StatusReport):
+            self._on_report(number, message)
+        elif isinstance(message, Notice):
+            self.core.on_notice(number, message.code, message.text)
+        else:
+            raise LayoutError(f"a {type(message).__name__} to a client")
+
+    def _on_report(self, number: int, message: StatusReport) -> None:
+        report = read_report(message.json)
+        if report:
+            executed, view = number_in(report, "executed"), number_in(report, "view")
+            self._perform(self.core.on_report(number, executed, view))
+            self._flush_soon()
+        if message.query != CORE_QUERY:
+            self.queries.on_report(message, report)
+
+    # Questions outside the order.
+
+    async def stale(self, operation: bytes, deadline_s: float) -> StaleAnswer:
+        """Ask all replicas without ordering, again until f+1 answers are equal; Undecided at the deadline."""
+        ends = self._loop.time() + deadline_s
+        round_s = STALE_ROUND_S
+        while True:
+            query, waiting = self.queries.next(), StaleRound(self._cluster.genesis.quorum)
+            self.queries.stale[query] = waiting
+            self._send_to_all(encode_frame(StaleRead(query, operation)))
+            try:
+                async with asyncio.timeout_at(min(ends, self._loop.time() + round_s)):
+                    return await waiting.future
+            except TimeoutError:
+                if self._loop.time() >= ends:
+                    reason = Failure.UNDECIDED if self._enough_connected() else Failure.NOT_SENT
+                    raise self._error(reason) from None
+            finally:
+                del self.queries.stale[query]
+            round_s = min(2 * round_s, STALE_ROUND_S_MAX)
+
+    async def status(self, deadline_s: float) -> list[ReplicaStatus]:
+        """Ask every replica for its own report; an unreachable one is in the list too, and says why."""
+        return list(await asyncio.gather(*(self._status_of(link, deadline_s) for link in self.links)))
+
+    async def _status_of(self, link: ReplicaLink, deadline_s: float) -> ReplicaStatus:
+        number, address = link.place.number, link.place.address
+        query = self.queries.next()
+        answer = self.queries.reports[query] = self._loop.create_future()
+        try:
+            async with asyncio.timeout(deadline_s):
+                await link.settled.wait()
+                if not link.send_frame(encode_frame(StatusQuery(query))):
+                    return ReplicaStatus(number, address, reachable=False, problem=link.problem)
+                report = await answer
+        except TimeoutError:
+            problem = f"no status within {deadline_s:g} s" if link.is_up else link.problem
+            return ReplicaStatus(number, address, reachable=False, problem=problem)
+        finally:
+            del self.queries.reports[query]
+        if not report:
+            return ReplicaStatus(number, address, reachable=True, problem="its report is not readable")
+        return ReplicaStatus(number, address, reachable=True, report=report)
+
+    # Errors.
+
+    def _enough_connected(self) -> bool:
+        return len(self.core.connected) >= self._cluster.genesis.quorum
+
+    def describe_links(self) -> str:
+        """Say in words how things stand with every replica."""
+        parts = []
+        for link in self.links:
+            number = link.place.number
+            state = "connected" if number in self.core.connected else link.problem
+            notice = self.core.notices.get(number)
+            says = f", says: {notice[1]}" if notice else ""
+            parts.append(f"replica {number} ({link.place.address}): {state}{says}")
+        return "; ".join(parts)
+
+    def _error(self, reason: Failure) -> ClientError:
+        if reason is Failure.QUEUE_FULL:
+            return Overloaded(
+                f"{self.core.waiting} operations wait in this client already; submit them more slowly"
+            )
+        if reason is Failure.CLOSED:
+            return NotExecuted("the client was closed before this operation was sent")
+        quorum = self._cluster.genesis.quorum
+        where = self.describe_links()
+        if reason is Failure.UNDECIDED:
+            return Undecided(
+                f"outcome unknown: {quorum} replicas did not agree within the deadline; the operation may or "
+                f"may not be executed. {where}"
+            )
+        if self._enough_connected():
+            return Unreachable(
+                f"not sent, hence not executed: the cluster opened no session in time. {where}"
+            )
+        return Unreachable(
+            f"not sent, hence not executed: {len(self.core.connected)} replicas are connected, "
+            f"{quorum} are needed. {where}"
+        )

@@ -1,0 +1,31 @@
+"""What can go wrong for a user of the client, by what is known about the operation afterwards."""
+
+# ruff: noqa: N818 - the names say what is known, as a reader of an `except` wants it
+
+
+class ClientError(Exception):
+    """The base of all errors of this package; the text says what happened and what to do."""
+
+
+class OperationFailed(ClientError):
+    """The operation was ordered, and the application refused it: it changed nothing, at every replica."""
+
+
+class NotExecuted(ClientError):
+    """The operation is certain not to be executed."""
+
+
+class Unreachable(NotExecuted):
+    """Not enough replicas could be reached, so the operation never left this client."""
+
+
+class Overloaded(NotExecuted):
+    """Too much waits in this client already; the operation never left it."""
+
+
+class Undecided(ClientError):
+    """The deadline passed before f+1 replicas agreed. The outcome is unknown: executed, or not, or later."""
+
+
+class SessionExpired(Undecided):
+    """The cluster no longer knows this client's session. The outcome is unknown; what follows gets a new."""
