@@ -43,6 +43,7 @@ from replica.cluster.home import (
     dump_settings,
 )
 from replica.cluster.keys import (
+    ClientKey,
     certificate_pem,
     create_client_key,
     generate_private_key,
@@ -142,10 +143,10 @@ def keygen(directory: Path, number: int, host: str, port: int) -> Path:
     return directory / public_file_name(number)
 
 
-def make_client(directory: Path) -> None:
+def make_client(directory: Path) -> ClientKey:
     """Make a directory with a new client key; ProvisionError if there is something already."""
     with _built_beside(directory) as building:
-        create_client_key(building)
+        return create_client_key(building)
 
 
 def assemble(

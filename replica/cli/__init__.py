@@ -1,0 +1,1 @@
+"""The command `trustlog-replica`: makes clusters and runs replicas."""
