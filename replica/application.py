@@ -61,4 +61,4 @@ def load_application(name: str) -> Application:
         raise ApplicationLoadError(f"{name}: the module has no class {class_name}") from error
     if not callable(getattr(loaded, "apply", None)):
         raise ApplicationLoadError(f"{name}: the class has no method apply(operation, context)")
-    return cast(Application, loaded)
+    return cast("Application", loaded)

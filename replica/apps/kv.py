@@ -1,20 +1,20 @@
 """A key-value store, and the byte layout of its operations, which clients use too.
 
-    operation = u8 code, u16 key length, key, then
-        1 PUT     value (the rest)
-        2 GET     nothing
-        3 DELETE  nothing
-        4 CAS     u8 expects (0: absent, 1: a value), u32 length, expected value, new value (the rest)
-        5 INCR    i64 amount
-        6 SCAN    u32 limit, u16 length, after (the key is the prefix)
+operation = u8 code, u16 key length, key, then
+    1 PUT     value (the rest)
+    2 GET     nothing
+    3 DELETE  nothing
+    4 CAS     u8 expects (0: absent, 1: a value), u32 length, expected value, new value (the rest)
+    5 INCR    i64 amount
+    6 SCAN    u32 limit, u16 length, after (the key is the prefix)
 
-    result =
-        PUT       u8 1 if a value was replaced, else 0
-        GET       u8 0, or u8 1 and the value
-        DELETE    u8 1 if there was a value, else 0
-        CAS       u8 1 swapped; u8 0 and the present value as GET returns it
-        INCR      i64 the new value (stored as decimal text)
-        SCAN      u8 1 if more follow, else 0; u32 count, count x (u16 length, key, u32 length, value)
+result =
+    PUT       u8 1 if a value was replaced, else 0
+    GET       u8 0, or u8 1 and the value
+    DELETE    u8 1 if there was a value, else 0
+    CAS       u8 1 swapped; u8 0 and the present value as GET returns it
+    INCR      i64 the new value (stored as decimal text)
+    SCAN      u8 1 if more follow, else 0; u32 count, count x (u16 length, key, u32 length, value)
 """
 
 import struct

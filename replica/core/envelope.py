@@ -126,9 +126,7 @@ def encode_operations(cluster_id: bytes, client: bytes, content: Operations) -> 
     session = content.session
     parts = [
         _HEADER.pack(ENVELOPE_TAG, ENVELOPE_VERSION, EnvelopeKind.OPERATIONS, cluster_id, client),
-        _OPERATIONS.pack(
-            session.slot, session.place, content.first, content.acknowledged, len(content.operations)
-        ),
+        _OPERATIONS.pack(session.slot, session.place, content.first, content.acknowledged, len(content.operations)),
     ]
     for operation in content.operations:
         parts.append(_LENGTH.pack(len(operation)))

@@ -62,6 +62,10 @@ class BucketedMap:
             raise ValueError(f"a key must have 1 to {KEY_BYTES_MAX} bytes, not {len(key)}")
         if len(value) > VALUE_BYTES_MAX:
             raise ValueError(f"a value must have at most {VALUE_BYTES_MAX} bytes, not {len(value)}")
+        self.put_unbounded(key, value)
+
+    def put_unbounded(self, key: bytes, value: bytes) -> None:
+        """Set `key` without looking at sizes: for the platform's own records, which are bounded elsewhere."""
         if key not in self._undo:
             self._undo[key] = self._map.get(key)
         self._map[key] = value
@@ -113,9 +117,7 @@ class BucketedMap:
             first = node * NODE_FANOUT
             digests = [self._bucket_digests.get(b, EMPTY) for b in range(first, first + NODE_FANOUT)]
             empty = all(digest is EMPTY for digest in digests)
-            self._node_digests[node] = (
-                EMPTY if empty else hashlib.sha256(b"\x21" + b"".join(digests)).digest()
-            )
+            self._node_digests[node] = EMPTY if empty else hashlib.sha256(b"\x21" + b"".join(digests)).digest()
         count = U64.pack(len(self._map))
         return hashlib.sha256(b"\x22" + b"".join(self._node_digests) + count).digest()
 

@@ -229,7 +229,7 @@ def decode_message(body: bytes) -> Message:
             max_bin_len=FRAME_BYTES_MAX,
         )
     except (ValueError, TypeError, RecursionError) as error:
-        raise LayoutError(f"not a message: {error or type(error).__name__}") from None
+        raise LayoutError(f"not a message: {type(error).__name__} {error}") from None
     if type(fields) is not tuple or not fields or type(fields[0]) is not int or fields[0] not in _SCHEMA:
         raise LayoutError("not a message of a kind that this program knows")
     message, checks = _SCHEMA[fields[0]]

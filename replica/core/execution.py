@@ -1,0 +1,155 @@
+"""Execution of decided batches: the same everywhere, whatever a batch holds.
+
+`Executor.execute` takes the next slot's batch and returns the replies. An application's exception is an error result
+and changes nothing; a request that was executed before gets the result kept; nothing here can fail because of what a
+batch holds.
+"""
+
+import hashlib
+import struct
+from dataclasses import dataclass
+
+from replica.application import Application, Context, OperationError
+from replica.core.batch import Batch
+from replica.core.envelope import (
+    Envelope,
+    Open,
+    OpenReply,
+    Operations,
+    Result,
+    Status,
+    encode_open_reply,
+    encode_operations_reply,
+)
+from replica.core.genesis import Limits
+from replica.core.sessions import ClientTable, Session, answer
+from replica.core.state import BucketedMap
+
+CHECKPOINT_TAG = b"trustlog/state\0\0"
+ERROR_TEXT_BYTES_MAX = 1000
+
+# Not the operation's doing, and not the same on every replica: these stop the replica instead of being a result.
+_FATAL = (MemoryError, SystemError)
+
+
+@dataclass(frozen=True, slots=True)
+class Executed:
+    """The reply to one envelope of an executed batch, for the client with this key."""
+
+    client: bytes
+    raw: bytes
+
+
+class Executor:
+    """The agreed state, and the only code that changes it."""
+
+    def __init__(self, application: Application, limits: Limits) -> None:
+        self._application = application
+        self._limits = limits
+        self._context = Context(BucketedMap())
+        self.table = ClientTable(limits)
+        self.slot = 0
+        self.operations = 0
+
+    @property
+    def state(self) -> BucketedMap:
+        """The application's state."""
+        return self._context.state
+
+    def execute(self, slot: int, batch: Batch) -> list[Executed]:
+        """Execute the batch decided for `slot`, which must be the next one; return a reply per envelope."""
+        if slot != self.slot + 1:
+            raise RuntimeError(f"slot {slot} executed after slot {self.slot}")
+        self.slot = slot
+        context = self._context
+        context.slot = slot
+        context.time_ms = max(context.time_ms, batch.time_ms)
+        self.table.begin_slot(slot)
+        return [
+            Executed(envelope.client, self._execute_envelope(envelope, slot, place))
+            for place, envelope in enumerate(batch.envelopes)
+        ]
+
+    def known_reply(self, envelope: Envelope) -> bytes | None:
+        """Return the reply to an envelope that was executed as a whole before, else None."""
+        content = envelope.content
+        if isinstance(content, Open):
+            return None
+        session = self.table.find(content.session, envelope.client)
+        if session is None:
+            return None
+        known = [answer(session, content.first + i, self.slot) for i in range(len(content.operations))]
+        results = [result for result in known if result is not None]
+        if len(results) < len(known):
+            return None
+        return encode_operations_reply(content.session, content.first, results)
+
+    def peek(self, operation: bytes) -> Result:
+        """Return what `operation` would give now, changing nothing: an answer nobody else vouches for."""
+        result = self._apply(operation)
+        self.state.rollback()
+        return result
+
+    def digest(self) -> bytes:
+        """Return D for the state after the last executed slot: application, client table and agreed time."""
+        roots = self.state.root() + self.table.root()
+        return hashlib.sha256(CHECKPOINT_TAG + struct.pack(">QQ", self.slot, self._context.time_ms) + roots).digest()
+
+    def _execute_envelope(self, envelope: Envelope, slot: int, place: int) -> bytes:
+        content = envelope.content
+        if isinstance(content, Open):
+            status, session_id = self.table.open(envelope.client, content, slot, place)
+            return encode_open_reply(OpenReply(content.nonce, status, session_id))
+        session = self.table.find(content.session, envelope.client)
+        if session is None:
+            expired = Result(Status.EXPIRED, slot, b"")
+            return encode_operations_reply(content.session, content.first, [expired] * len(content.operations))
+        self._context.client = envelope.client
+        return encode_operations_reply(content.session, content.first, self._execute_operations(content, session))
+
+    def _execute_operations(self, content: Operations, session: Session) -> list[Result]:
+        slot = self.slot
+        self.table.touch(session, slot)
+        session.acknowledge(content.acknowledged)
+        end_of_window = session.acknowledged + self._limits.session_window
+        budget = self._limits.group_bytes_max
+        results = []
+        for number, operation in enumerate(content.operations, content.first):
+            result = answer(session, number, slot)
+            if result is None:
+                if number >= end_of_window:
+                    result = Result(Status.OUT_OF_WINDOW, slot, b"")
+                else:
+                    result = self._execute_operation(operation, budget)
+                    session.keep(number, result)
+            budget -= len(result.value)
+            results.append(result)
+        return results
+
+    def _execute_operation(self, operation: bytes, budget: int) -> Result:
+        result = self._apply(operation)
+        if result.status == Status.OK and len(result.value) > budget:
+            result = Result(Status.ERROR, self.slot, b"the results of one envelope are too large; send fewer at once")
+        if result.status == Status.OK:
+            self.state.commit()
+        else:
+            self.state.rollback()
+        self.operations += 1
+        return result
+
+    def _apply(self, operation: bytes) -> Result:
+        """Run the application; the caller commits or rolls back."""
+        self.state.begin()
+        try:
+            value = self._application.apply(operation, self._context)
+        except OperationError as error:
+            return Result(Status.ERROR, self.slot, str(error).encode()[:ERROR_TEXT_BYTES_MAX])
+        except _FATAL:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever an application raises is a result, alike everywhere
+            return Result(Status.ERROR, self.slot, f"operation failed: {type(error).__name__}".encode())
+        if type(value) is not bytes:
+            return Result(Status.ERROR, self.slot, b"the application did not return bytes")
+        if len(value) > self._limits.result_bytes_max:
+            return Result(Status.ERROR, self.slot, b"the result is too large")
+        return Result(Status.OK, self.slot, value)

@@ -1,0 +1,126 @@
+"""Requests that wait to be ordered: bounded, one queue per client, served in turn.
+
+A replica keeps what clients sent it until it is executed: the primary to propose it, a backup to hand it to the
+primary. Serving clients in turn keeps one client's flood from another's way.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from replica.core.batch import BATCH_OVERHEAD_MAX
+from replica.core.envelope import Envelope
+from replica.core.genesis import MIB, Limits
+
+REQUESTS_MAX = 8192
+REQUEST_BYTES_MAX = 64 * MIB
+REQUESTS_PER_CLIENT_MAX = 256
+REQUEST_BYTES_PER_CLIENT_MAX = 16 * MIB
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A request that is not executed yet. Times in milliseconds."""
+
+    envelope: Envelope
+    digest: bytes
+    since_ms: int
+    relayed_ms: int | None = None
+    proposed: bool = False
+
+
+class RequestQueue:
+    """Requests by digest, and per client in order of arrival."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._waiting: dict[bytes, Waiting] = {}
+        self._unproposed: dict[bytes, dict[bytes, Waiting]] = {}  # client -> digest -> request
+        self._counts: dict[bytes, tuple[int, int]] = {}
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __iter__(self) -> Iterator[Waiting]:
+        return iter(self._waiting.values())
+
+    @property
+    def unproposed(self) -> bool:
+        """Say whether anything waits to be proposed."""
+        return bool(self._unproposed)
+
+    def add(self, envelope: Envelope, now_ms: int) -> Waiting | None:
+        """Take a request; return None if it waits already. Raises QueueFullError, and changes nothing, if there is no room."""
+        digest = envelope.digest()
+        if digest in self._waiting:
+            return None
+        size = len(envelope.raw)
+        count, taken = self._counts.get(envelope.client, (0, 0))
+        if len(self._waiting) >= REQUESTS_MAX or self._bytes + size > REQUEST_BYTES_MAX:
+            raise QueueFullError("this replica has too many requests waiting; send again later")
+        if count >= REQUESTS_PER_CLIENT_MAX or taken + size > REQUEST_BYTES_PER_CLIENT_MAX:
+            raise QueueFullError("this client has too many requests waiting; wait for replies before sending more")
+        waiting = Waiting(envelope, digest, now_ms)
+        self._waiting[digest] = waiting
+        self._counts[envelope.client] = (count + 1, taken + size)
+        self._bytes += size
+        self._unproposed.setdefault(envelope.client, {})[digest] = waiting
+        return waiting
+
+    def find(self, envelope: Envelope) -> Waiting | None:
+        """Return the waiting request with these bytes."""
+        return self._waiting.get(envelope.digest())
+
+    def take_batch(self) -> list[Envelope]:
+        """Take requests for one batch, one client's after another's, within the agreed limits of a batch."""
+        taken: list[Envelope] = []
+        room = self._limits.batch_bytes_max - BATCH_OVERHEAD_MAX
+        while self._unproposed and len(taken) < self._limits.batch_envelopes_max:
+            client, queue = next(iter(self._unproposed.items()))
+            waiting = next(iter(queue.values()))
+            size = len(waiting.envelope.raw) + 4
+            if size > room:
+                break
+            room -= size
+            waiting.proposed = True
+            taken.append(waiting.envelope)
+            self._withdraw(waiting)
+            # To the end of the line, so that the next place goes to the next client.
+            if client in self._unproposed:
+                self._unproposed[client] = self._unproposed.pop(client)
+        return taken
+
+    def executed(self, envelope: Envelope) -> None:
+        """Forget a request that was executed."""
+        if not self._waiting:
+            return
+        self._forget(envelope.digest())
+
+    def forget_before(self, since_ms: int) -> None:
+        """Forget requests that arrived before `since_ms`; their clients send again if they still care."""
+        for digest in [w.digest for w in self._waiting.values() if w.since_ms < since_ms and not w.proposed]:
+            self._forget(digest)
+
+    def _forget(self, digest: bytes) -> None:
+        waiting = self._waiting.pop(digest, None)
+        if waiting is None:
+            return
+        self._withdraw(waiting)
+        size = len(waiting.envelope.raw)
+        self._bytes -= size
+        client = waiting.envelope.client
+        count, taken = self._counts[client]
+        if count == 1:
+            del self._counts[client]
+        else:
+            self._counts[client] = (count - 1, taken - size)
+
+    def _withdraw(self, waiting: Waiting) -> None:
+        """Take a request out of those to be proposed."""
+        queue = self._unproposed.get(waiting.envelope.client)
+        if queue is not None and queue.pop(waiting.digest, None) is not None and not queue:
+            del self._unproposed[waiting.envelope.client]
+
+
+class QueueFullError(Exception):
+    """No room for a request; the text says what the client can do."""

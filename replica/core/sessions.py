@@ -1,0 +1,178 @@
+"""The client table: which requests were executed, and their last results (agreed state, design section 5).
+
+A session is opened by an ordered operation and is named by the slot and place at which that was executed. Request
+numbers count up within it. A number below what the client acknowledged is never executed again; results of the rest
+are kept, within a window of numbers and a budget of bytes. Sessions are bounded by deterministic eviction: the same
+client's longest idle session first, then the longest idle of all.
+
+An opening carries a nonce and the slot after which it is void. While it is not void its nonce is remembered, even if
+its session is already evicted, so a captured opening can be replayed to no effect.
+
+Everything here is a function of the executed batches alone: no clock, no set order.
+"""
+
+import struct
+from dataclasses import dataclass, field
+
+from replica.core.envelope import Open, Result, SessionId, Status
+from replica.core.genesis import MIB, Limits
+from replica.core.state import BucketedMap
+
+# How far ahead of the executing slot an opening may stay valid, in checkpoint intervals.
+OPENING_INTERVALS_MAX = 8
+# Openings remembered at a time; more are answered BUSY.
+OPENINGS_MAX = 65536
+# Bytes of results kept per session; beyond, the oldest results are forgotten (never their numbers).
+SESSION_RESULT_BYTES_MAX = 8 * MIB
+
+_FORGOTTEN = Result(Status.FORGOTTEN, 0, b"")
+
+
+@dataclass(slots=True)
+class Session:
+    """One client session. `results` holds every executed number that is not acknowledged."""
+
+    id: SessionId
+    client: bytes
+    last_slot: int
+    acknowledged: int = 1
+    results: dict[int, Result] = field(default_factory=dict)
+    result_bytes: int = 0
+
+    def acknowledge(self, number: int) -> None:
+        """Forget results below `number`."""
+        if number <= self.acknowledged:
+            return
+        if number - self.acknowledged > len(self.results):
+            dropped = [n for n in self.results if n < number]
+        else:
+            dropped = [n for n in range(self.acknowledged, number) if n in self.results]
+        for n in dropped:
+            self.result_bytes -= len(self.results.pop(n).value)
+        self.acknowledged = number
+
+    def keep(self, number: int, result: Result) -> None:
+        """Remember that `number` was executed with `result`, forgetting old results above the budget."""
+        self.results[number] = result
+        self.result_bytes += len(result.value)
+        if self.result_bytes > SESSION_RESULT_BYTES_MAX:
+            self._forget_oldest(number)
+
+    def _forget_oldest(self, newest: int) -> None:
+        for number in list(self.results):
+            if self.result_bytes <= SESSION_RESULT_BYTES_MAX or number == newest:
+                return
+            size = len(self.results[number].value)
+            if size:
+                self.results[number] = Result(Status.FORGOTTEN, self.results[number].slot, b"")
+                self.result_bytes -= size
+
+    def encode(self) -> bytes:
+        """Return the record that the checkpoint digest covers."""
+        parts = [self.client, struct.pack(">QQI", self.last_slot, self.acknowledged, len(self.results))]
+        for number, result in self.results.items():
+            parts.append(struct.pack(">QBQI", number, result.status, result.slot, len(result.value)))
+            parts.append(result.value)
+        return b"".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Opening:
+    session: SessionId
+    void_after: int
+
+
+class ClientTable:
+    """All sessions and the openings that are not yet void."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._sessions: dict[SessionId, Session] = {}
+        self._by_client: dict[bytes, dict[SessionId, None]] = {}
+        self._openings: dict[bytes, _Opening] = {}
+        self._voids: dict[int, list[bytes]] = {}
+        self._records = BucketedMap()
+        self._touched: dict[SessionId, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def find(self, session: SessionId, client: bytes) -> Session | None:
+        """Return the session if it exists and belongs to `client`."""
+        found = self._sessions.get(session)
+        return found if found is not None and found.client == client else None
+
+    def touch(self, session: Session, slot: int) -> None:
+        """Note that `slot` changed or used the session."""
+        session.last_slot = slot
+        self._touched[session.id] = None
+
+    def begin_slot(self, slot: int) -> None:
+        """Forget openings that became void before `slot`."""
+        for key in self._voids.pop(slot - 1, ()):
+            del self._openings[key]
+            self._records.delete(b"o" + key)
+
+    def open(self, client: bytes, content: Open, slot: int, place: int) -> tuple[Status, SessionId]:
+        """Execute an opening at (`slot`, `place`): OK with the session's id, or VOID, or BUSY."""
+        nowhere = SessionId(0, 0)
+        horizon = slot + OPENING_INTERVALS_MAX * self._limits.checkpoint_interval
+        if not slot <= content.void_after <= horizon:
+            return Status.VOID, nowhere
+        key = client + content.nonce
+        known = self._openings.get(key)
+        if known is not None:
+            return Status.OK, known.session
+        if len(self._openings) >= OPENINGS_MAX:
+            return Status.BUSY, nowhere
+        self._make_room(client)
+        session = Session(SessionId(slot, place), client, slot)
+        self._sessions[session.id] = session
+        self._by_client.setdefault(client, {})[session.id] = None
+        self._touched[session.id] = None
+        self._openings[key] = _Opening(session.id, content.void_after)
+        self._voids.setdefault(content.void_after, []).append(key)
+        self._records.put(b"o" + key, struct.pack(">QIQ", slot, place, content.void_after))
+        return Status.OK, session.id
+
+    def root(self) -> bytes:
+        """Return the 32-byte digest of the whole table, encoding only sessions touched since the last call."""
+        for session_id in self._touched:
+            key = b"s" + struct.pack(">QI", session_id.slot, session_id.place)
+            session = self._sessions.get(session_id)
+            if session is None:
+                self._records.delete(key)
+            else:
+                self._records.put_unbounded(key, session.encode())
+        self._touched.clear()
+        self._records.commit()
+        return self._records.root()
+
+    def _make_room(self, client: bytes) -> None:
+        mine = self._by_client.get(client, {})
+        if len(mine) >= self._limits.sessions_per_client_max:
+            self._evict(list(mine))
+        elif len(self._sessions) >= self._limits.sessions_max:
+            self._evict(list(mine) or list(self._sessions))
+
+    def _evict(self, among: list[SessionId]) -> None:
+        session = min((self._sessions[i] for i in among), key=lambda s: (s.last_slot, s.id))
+        del self._sessions[session.id]
+        mine = self._by_client[session.client]
+        del mine[session.id]
+        if not mine:
+            del self._by_client[session.client]
+        self._touched[session.id] = None
+
+
+def answer(session: Session | None, number: int, slot: int) -> Result | None:
+    """Return what `number` gets without being executed, or None if it must be executed now.
+
+    `slot` is the executing slot; it stands in answers that are given anew.
+    """
+    if session is None:
+        return Result(Status.EXPIRED, slot, b"")
+    known = session.results.get(number)
+    if known is not None:
+        return known
+    return _FORGOTTEN if number < session.acknowledged else None

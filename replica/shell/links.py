@@ -1,0 +1,181 @@
+"""Reading a peer's log: one connection per peer, dialled by the reader, resumed after any disconnection."""
+
+import asyncio
+import random
+import ssl
+from collections.abc import Callable
+from typing import TYPE_CHECKING, cast
+
+from replica.cluster.clusterfile import ReplicaPlace
+from replica.wire.frames import MessageProtocol
+from replica.wire.messages import (
+    FRAME_BYTES_MAX,
+    WIRE_VERSION,
+    Challenge,
+    GroupMessage,
+    Message,
+    Ping,
+    Pong,
+    Refused,
+    ReplicaHello,
+    Subscribe,
+    Welcome,
+)
+from replica.wire.tls import WrongCertificate, pinned
+
+if TYPE_CHECKING:
+    from replica.shell.node import Node
+
+DIAL_S = 5.0
+RETRY_FIRST_S = 0.05
+RETRY_MAX_S = 2.0
+PING_EVERY_S = 2.0
+SILENT_S = 8.0
+
+
+class Link:
+    """The connection to one peer: dials, subscribes to its log, dials again when it is lost."""
+
+    def __init__(self, node: "Node", place: ReplicaPlace, tls: ssl.SSLContext) -> None:
+        self.node = node
+        self.place = place
+        self.connection: LinkConnection | None = None
+        self.trouble: str | None = "not connected yet"
+        self._tls = tls
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def is_up(self) -> bool:
+        """Say whether the peer's log is being read."""
+        return self.connection is not None and self.connection.subscribed
+
+    def start(self) -> None:
+        """Begin to dial."""
+        self._task = asyncio.get_running_loop().create_task(self._keep_up())
+
+    async def close(self) -> None:
+        """Stop dialling and hang up."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        if self.connection is not None:
+            self.connection.abort()
+
+    def send(self, message: Message) -> bool:
+        """Send if the link is up; say whether it was."""
+        if not self.is_up or self.connection is None or not self.connection.writable:
+            return False
+        self.connection.send(message)
+        return True
+
+    def ping(self) -> None:
+        """Ask for a sign of life; hang up on a peer that gave none for a while."""
+        connection = self.connection
+        if connection is None:
+            return
+        if asyncio.get_running_loop().time() - connection.last_heard > SILENT_S:
+            self.trouble = f"silent for {SILENT_S:.0f} s"
+            connection.abort()
+        elif connection.subscribed:
+            connection.send(Ping(0))
+
+    async def _keep_up(self) -> None:
+        retry = RETRY_FIRST_S
+        while True:
+            trouble = await self._dial()
+            if trouble is None:
+                retry = RETRY_FIRST_S
+                trouble = "disconnected"
+            if self.trouble != trouble:
+                self.node.log.info("no link to peer", peer=self.place.number, address=self.place.address, why=trouble)
+            self.trouble = trouble
+            # A little chance in the pause keeps a cluster that restarts from dialling in step.
+            await asyncio.sleep(retry * random.uniform(0.7, 1.3))  # noqa: S311 - not for secrecy
+            retry = min(2 * retry, RETRY_MAX_S)
+
+    async def _dial(self) -> str | None:
+        """Hold one connection until it ends; return why it never came up, or None if it did."""
+        loop = asyncio.get_running_loop()
+        lost: asyncio.Future[str] = loop.create_future()
+        connection: LinkConnection | None = None
+        try:
+            async with asyncio.timeout(DIAL_S):
+                _, connection = await loop.create_connection(
+                    lambda: LinkConnection(self, lost.set_result),
+                    self.place.host,
+                    self.place.port,
+                    ssl=self._tls,
+                    ssl_handshake_timeout=DIAL_S,
+                )
+                transport = cast("asyncio.Transport", connection.transport)
+                if transport is not None:
+                    pinned(transport.get_extra_info("ssl_object"), self.place.certificate_der)
+        except TimeoutError:
+            return f"no answer within {DIAL_S:.0f} s"
+        except (OSError, ssl.SSLError, WrongCertificate) as error:
+            if connection is not None:
+                connection.abort()
+            return str(error) or type(error).__name__
+        self.connection = connection
+        try:
+            ended = await asyncio.shield(lost)
+        finally:
+            self.connection = None
+            connection.abort()
+        return None if connection.subscribed else connection.refused or ended
+
+
+class LinkConnection(MessageProtocol):
+    """The dialler's side: says who it is, subscribes, hands groups on."""
+
+    def __init__(self, link: Link, lost: Callable[[str], None]) -> None:
+        super().__init__(link.node.refusals)
+        self.subscribed = False
+        self.refused: str | None = None
+        self._link = link
+        self._lost = lost
+        # Replies to the handshake are small, but a replica's first groups follow its Welcome at once.
+        self.frame_bytes_max = FRAME_BYTES_MAX
+
+    def closed(self, reason: str) -> None:
+        """Let the link dial again."""
+        self._lost(reason)
+
+    def message_received(self, message: Message) -> None:
+        """Handle what the peer sends."""
+        node = self._link.node
+        if isinstance(message, GroupMessage) and self.subscribed:
+            node.on_group(message, self._link.place.number)
+        elif isinstance(message, Challenge):
+            self._on_challenge(message)
+        elif isinstance(message, Welcome):
+            self.subscribed = True
+            self._link.trouble = None
+            node.log.info("reading peer's log", peer=self._link.place.number)
+            self.send(Subscribe(node.core.received(self._link.place.number) + 1))
+        elif isinstance(message, Refused):
+            self.refused = f"refused: {message.text}"
+            node.log.error("peer refuses this replica", peer=self._link.place.number, why=message.text)
+            self.close()
+        elif not isinstance(message, Pong):
+            self.refuse("unexpected-message")
+
+    def _on_challenge(self, challenge: Challenge) -> None:
+        node, place = self._link.node, self._link.place
+        mine = node.home.cluster
+        if challenge.cluster_id != mine.cluster_id or challenge.number != place.number:
+            self.refused = (
+                f"{place.address} is replica {challenge.number} of cluster {challenge.cluster_id.hex()}, wanted was "
+                f"replica {place.number} of {mine.cluster_id.hex()}: the machines have different cluster.toml files"
+            )
+            node.log.error("wrong peer", peer=place.number, why=self.refused)
+            self.close()
+            return
+        if challenge.cluster_file_digest != mine.digest:
+            node.log.warning(
+                "a peer's cluster.toml differs outside its agreed part",
+                peer=place.number,
+                theirs=challenge.cluster_file_digest.hex(),
+                mine=mine.digest.hex(),
+            )
+        self.send(ReplicaHello(WIRE_VERSION, mine.cluster_id, mine.digest, node.number))
