@@ -98,9 +98,7 @@ class LogState:
         if not 1 <= self.low <= self.last + 1:
             raise SealedStateError("invariant 2 of the log's state is broken: low is not within 1 … last + 1")
         if self.last == 0 and self != self.empty(log_id, self.epoch):
-            raise SealedStateError(
-                "invariant 3 of the log's state is broken: an empty log remembers something"
-            )
+            raise SealedStateError("invariant 3 of the log's state is broken: an empty log remembers something")
         if self.last and not self.first <= self.last < self.first + GROUP_ENTRIES_MAX:
             raise SealedStateError("invariant 4 of the log's state is broken: bounds of the last group")
         if self.last and self.first == 0:
@@ -137,9 +135,7 @@ class AttestedLog:
     ) -> None:
         """Take over ``state``, which ``store`` holds; SealedStateError if it cannot be this key's."""
         if not isinstance(private_key.curve, ec.SECP256R1):
-            raise MisuseError(
-                "an attested log needs a P-256 key; make one with ec.generate_private_key(SECP256R1())"
-            )
+            raise MisuseError("an attested log needs a P-256 key; make one with ec.generate_private_key(SECP256R1())")
         self._private_key = private_key
         self._kind = kind
         key = VerifyingKey.from_bytes(public_key_bytes(private_key))
@@ -221,9 +217,7 @@ class AttestedLog:
         with self._lock:
             self._check_running()
             if self._state.last == 0:
-                raise MisuseError(
-                    "the log is empty: there is no last group to attest again; append one first"
-                )
+                raise MisuseError("the log is empty: there is no last group to attest again; append one first")
             return self._sign(self._append_statement(self._state))
 
     def lookup(self, index: int, *, nonce: bytes, context: bytes, group: Group | None) -> Attestation:
@@ -287,9 +281,7 @@ class AttestedLog:
         """Durable first, then signed: the only way from one state to the next."""
         # Stays set if save() does not return, whatever the reason: the disk may then hold the old state or
         # the new.
-        self._stopped = (
-            "the log stopped because its state could not be saved; repair the cause and open it again"
-        )
+        self._stopped = "the log stopped because its state could not be saved; repair the cause and open it again"
         self._store.save(new.encode())
         self._state = new
         self._stopped = None
@@ -316,9 +308,7 @@ class AttestedLog:
         if self._stopped is not None:
             raise MisuseError(self._stopped)
 
-    def _sign(
-        self, statement: AppendStatement | LookupStatement | EndStatement | TruncateStatement
-    ) -> Attestation:
+    def _sign(self, statement: AppendStatement | LookupStatement | EndStatement | TruncateStatement) -> Attestation:
         data = statement.encode()
         r, s = decode_dss_signature(self._private_key.sign(data, SIGNATURE_ALGORITHM))
         return Attestation(data, r.to_bytes(32, "big") + s.to_bytes(32, "big"))

@@ -30,9 +30,7 @@ KEY_FILE = "seal.key"
 PUBLIC_KEY_FILE = "log.pub"
 
 
-def create(
-    directory: Path, *, kind: BackendKind = BackendKind.SOFTWARE, files: Files | None = None
-) -> AttestedLog:
+def create(directory: Path, *, kind: BackendKind = BackendKind.SOFTWARE, files: Files | None = None) -> AttestedLog:
     """Make ``directory`` (mode 0700, must not exist) with a new key and an empty log, durable, and open it.
 
     ``kind`` stays with the log for ever: a key that was once held in a weaker way never counts as a
@@ -59,9 +57,7 @@ def create(
         return AttestedLog(private_key, kind, state, journal, on_close=stack.pop_all().close)
 
 
-def open_log(
-    directory: Path, *, kind: BackendKind = BackendKind.SOFTWARE, files: Files | None = None
-) -> AttestedLog:
+def open_log(directory: Path, *, kind: BackendKind = BackendKind.SOFTWARE, files: Files | None = None) -> AttestedLog:
     """Open the log in ``directory`` after checking all of it; ``close()`` gives it back.
 
     MisuseError: no log there, in use, of another kind, or a key file that others may read.
@@ -71,6 +67,7 @@ def open_log(
     with ExitStack() as stack:
         try:
             stack.callback(os.close, lock_directory(directory))
+            (directory / STATE_FILE).lstat()
             seal_key = _read_seal_key(directory / KEY_FILE, files)
             journal = SealedJournal.open(directory / STATE_FILE, seal_key, files)
         except (FileNotFoundError, NotADirectoryError) as error:
@@ -132,17 +129,16 @@ def _check_public_key(path: Path, public_key: bytes) -> None:
         raise SealedStateError(f"{path}: damaged: it should hold this one line: {expected}")
 
 
-def _newest_state(path: Path, states: list[bytes], own_id: bytes) -> LogState:
-    """Return the last of the states (at least one) after checking each of them and their order."""
-    newest: LogState | None = None
-    for record, encoded in enumerate(states, 1):
-        state = LogState.decode(encoded)
-        state.check(own_id)
-        if newest is not None and not state.follows(newest):
-            raise SealedStateError(
-                f"{path}: record {record} does not follow the one before it: retire this log"
-            )
-        newest = state
-    if newest is None:
-        raise SealedStateError(f"{path}: holds no state")
-    return newest
+def _newest_state(path: Path, records: list[bytes], own_id: bytes) -> LogState:
+    """Return the last of the states (the journal holds at least one) after checking all, and their order."""
+    states: list[LogState] = []
+    for record, encoded in enumerate(records, 1):
+        try:
+            state = LogState.decode(encoded)
+            state.check(own_id)
+        except SealedStateError as error:
+            raise SealedStateError(f"{path}: record {record}: {error}. Retire this log") from error
+        if states and not state.follows(states[-1]):
+            raise SealedStateError(f"{path}: record {record} does not follow the one before it. Retire this log")
+        states.append(state)
+    return states[-1]

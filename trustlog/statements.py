@@ -125,9 +125,7 @@ class _Statement:
     def decode(cls, data: bytes) -> Self:
         """Read a statement of exactly this type; VerificationError "wrong-statement" or "malformed"."""
         if data[:16] != cls.TAG:
-            raise VerificationError(
-                "wrong-statement", f"not a statement {cls.TAG.rstrip(bytes(1)).decode()!r}"
-            )
+            raise VerificationError("wrong-statement", f"not a statement {cls.TAG.rstrip(bytes(1)).decode()!r}")
         _require(len(data) == cls.LAYOUT.size, f"{len(data)} bytes instead of {cls.LAYOUT.size}")
         _, version, kind, context, log_id, epoch, *body = cls.LAYOUT.unpack(data)
         _require(version == VERSION, f"version {version} is unknown")

@@ -146,9 +146,7 @@ def verify_lookup(
     return statement
 
 
-def verify_end(
-    identity: LogIdentity, attestation: Attestation, *, context: bytes, nonce: bytes
-) -> EndStatement:
+def verify_end(identity: LogIdentity, attestation: Attestation, *, context: bytes, nonce: bytes) -> EndStatement:
     """Verify where the log ended after ``nonce`` (32 bytes) was chosen; VerificationError otherwise."""
     statement = _decode(EndStatement, identity, attestation, context)
     _check_nonce(statement.nonce, nonce)
@@ -203,9 +201,7 @@ def _decode(
             "wrong-kind", f"statements of the {statement.kind.name.lower()} backend do not count here"
         )
     if statement.epoch != identity.epoch:
-        raise VerificationError(
-            "wrong-epoch", f"the statement is of epoch {statement.epoch}, not {identity.epoch}"
-        )
+        raise VerificationError("wrong-epoch", f"the statement is of epoch {statement.epoch}, not {identity.epoch}")
     if statement.context != context:
         raise VerificationError("wrong-context", "the statement was made for another context")
     return statement

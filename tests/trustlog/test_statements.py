@@ -216,8 +216,10 @@ u64 = st.integers(0, U64_MAX)
 b32 = st.binary(min_size=32, max_size=32)
 
 
-@given(st.sampled_from(BackendKind), b32, b32, u64, b32, u64, u64, b32)
-def test_decode_inverts_encode(kind, context, own_id, epoch, nonce, low, last, head):
+@given(st.sampled_from(BackendKind), st.tuples(b32, b32, b32, b32), u64, st.tuples(u64, u64))
+def test_decode_inverts_encode(kind, values, epoch, bounds):
+    context, own_id, nonce, head = values
+    low, last = bounds
     low = min(max(low, 1), last + 1, U64_MAX)
     for statement in (
         EndStatement(kind, context, own_id, epoch, nonce, low, last, head),

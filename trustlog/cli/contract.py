@@ -54,9 +54,7 @@ class Exit(IntEnum):
 class CommandError(Exception):
     """A failure, with what its reader needs: what happened, what to do, a code for programs, an exit code."""
 
-    def __init__(
-        self, message: str, hint: str = "", exit_code: int = Exit.NEGATIVE, *, code: str = "failed"
-    ) -> None:
+    def __init__(self, message: str, hint: str = "", exit_code: int = Exit.NEGATIVE, *, code: str = "failed") -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint

@@ -73,9 +73,7 @@ def cli() -> None:
 def init(directory: Path, output: Output) -> None:
     """Create an empty log with a new key in DIR, which must not exist."""
     if not directory.parent.is_dir():
-        raise CommandError(
-            f"{directory.parent} is not a directory", "create it first", Exit.USAGE, code="no-parent"
-        )
+        raise CommandError(f"{directory.parent} is not a directory", "create it first", Exit.USAGE, code="no-parent")
     with software.create(directory) as log:
         data = {
             "created": str(directory),
@@ -152,9 +150,7 @@ def truncate(directory: Path, index: int, output: Output) -> None:
     _show(output, document(attestation))
 
 
-@cli.command(
-    epilog=example('trustlog verify --key log.pub lookup.json --nonce $NONCE --payload "first entry"')
-)
+@cli.command(epilog=example('trustlog verify --key log.pub lookup.json --nonce $NONCE --payload "first entry"'))
 @click.option("--key", required=True, type=click.Path(path_type=Path), help="Public key file, log.pub.")
 @click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
 @click.option("--nonce", type=Nonce(), help="The nonce you asked with: without it, freshness is not proven.")
