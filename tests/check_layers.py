@@ -87,9 +87,7 @@ def check_trusted_base(root: Path) -> list[str]:
             continue
         for found in imports_of(ast.parse(path.read_bytes()), module, path):
             top = found.module.partition(".")[0]
-            takes_cli = found.module.startswith("trustlog.cli") or (
-                found.module == "trustlog" and "cli" in found.names
-            )
+            takes_cli = found.module.startswith("trustlog.cli") or (found.module == "trustlog" and "cli" in found.names)
             known = top == "trustlog" or top in sys.stdlib_module_names or top in TRUSTLOG_THIRD_PARTY
             if takes_cli or not known:
                 problems.append(

@@ -58,9 +58,7 @@ class _Hosts(click.ParamType[tuple[str, ...]]):
 
     name = "host,host,…"
 
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, ...]:
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
         """Split, or fail as a usage error. What makes a host valid is checked where the cluster is made."""
         if isinstance(value, tuple):
             return value
@@ -75,9 +73,7 @@ class _Address(click.ParamType[tuple[str, int]]):
 
     name = "host:port"
 
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, int]:
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int]:
         """Split, or fail as a usage error."""
         if isinstance(value, tuple):
             return cast("tuple[str, int]", value)
@@ -139,9 +135,7 @@ def cli() -> None:
 )
 @_NEW_DIRECTORY
 @_FAULTS
-@click.option(
-    "--hosts", type=_Hosts(), default=DEFAULT_HOST, show_default=True, help="One for all, or one each."
-)
+@click.option("--hosts", type=_Hosts(), default=DEFAULT_HOST, show_default=True, help="One for all, or one each.")
 @click.option(
     "--base-port",
     type=click.IntRange(0, 65535),
@@ -224,9 +218,7 @@ def client_key_command(*, directory: Path, output: Output) -> None:
     short_help="Write the cluster file from public files.",
     epilog=_example("trustlog-replica assemble replica-*.public.toml --out cluster.toml"),
 )
-@click.argument(
-    "public_files", metavar="PUBLIC.toml…", nargs=-1, required=True, type=click.Path(path_type=Path)
-)
+@click.argument("public_files", metavar="PUBLIC.toml…", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), default="cluster.toml", show_default=True)
 @click.option("--name", default="trustlog", show_default=True, help="A name for people.")
 @_agreed_options
@@ -248,13 +240,9 @@ def assemble_command(
     _show_cluster(output, cluster, out, None)
 
 
-@cli.command(
-    "run", short_help="Run one replica.", epilog=_example("trustlog-replica run my-cluster/replica-0")
-)
+@cli.command("run", short_help="Run one replica.", epilog=_example("trustlog-replica run my-cluster/replica-0"))
 @click.argument("folder", metavar="DIR/replica-N", type=click.Path(path_type=Path))
-@click.option(
-    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Over replica.toml."
-)
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Over replica.toml.")
 @click.option("--log-format", type=click.Choice(["auto", "console", "json"]), help="Over replica.toml.")
 @click.option("--durability", type=click.Choice(["disk", "memory"]), help="Over replica.toml.")
 @output_option
@@ -366,9 +354,7 @@ def _show_cluster(output: Output, cluster: ClusterFile, file: Path, directory: P
         ["replica", "address", "log id"],
         [[r["number"], r["address"], f"{str(r['log_id'])[:16]}…"] for r in replicas],
     )
-    output.result(
-        {**summary, "replicas": replicas}, plain, Lines(key_values(summary), "", table, "", Text(next_step))
-    )
+    output.result({**summary, "replicas": replicas}, plain, Lines(key_values(summary), "", table, "", Text(next_step)))
 
 
 if __name__ == "__main__":

@@ -188,9 +188,7 @@ def read_log_key(table: Table) -> tuple[BackendKind, bytes]:
     try:
         VerifyingKey.from_bytes(key)
     except VerificationError as error:
-        raise table.error(
-            "log_public_key", f"{error}; copy it again from the replica's public file"
-        ) from error
+        raise table.error("log_public_key", f"{error}; copy it again from the replica's public file") from error
     return kind, key
 
 
@@ -244,9 +242,7 @@ def _genesis(table: Table) -> Genesis:
     try:
         return Genesis(name, nonce, f, ordering, application, Limits(**values), tuple(members))
     except ValueError as error:
-        raise ConfigError(
-            f"{table.file_name}: genesis: {error}; make the file anew with trustlog-replica"
-        ) from error
+        raise ConfigError(f"{table.file_name}: genesis: {error}; make the file anew with trustlog-replica") from error
 
 
 def _replicas(top: Table, n: int) -> tuple[ReplicaPlace, ...]:

@@ -180,7 +180,7 @@ def read_log_public_key(directory: Path) -> bytes:
 
 def _load_home(path: Path) -> ReplicaHome:
     settings = load_settings(path / SETTINGS_NAME)
-    cluster_path = path / settings.cluster
+    cluster_path = (path / settings.cluster).resolve()
     if not cluster_path.exists():
         raise HomeError(
             f"{path / SETTINGS_NAME}: cluster: there is no file {cluster_path}; copy the cluster.toml that "

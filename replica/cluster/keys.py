@@ -56,9 +56,7 @@ def write_new(path: Path, content: bytes, mode: int) -> None:
 
 def write_private_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
     """Write a key to a new file with mode 0600; FileExistsError if there is one."""
-    pem = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     write_new(path, pem, 0o600)
 
 

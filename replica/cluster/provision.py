@@ -220,9 +220,7 @@ def plan_addresses(f: int, hosts: Sequence[str], base_port: int) -> list[tuple[s
     if base_port == 0:
         return list(zip(each, _free_ports(each), strict=True))
     if not 1 <= base_port <= 65536 - count:
-        raise ProvisionError(
-            f"the base port is from 1 to {65536 - count}, or 0 for free ones, not {base_port}"
-        )
+        raise ProvisionError(f"the base port is from 1 to {65536 - count}, or 0 for free ones, not {base_port}")
     # Different machines each begin at the base port; replicas on one machine follow each other.
     return [(host, base_port + each[:i].count(host)) for i, host in enumerate(each)]
 
@@ -278,10 +276,10 @@ def _cluster_bytes(
 @contextmanager
 def _built_beside(directory: Path, mode: int = 0o700) -> Iterator[Path]:
     """Yield a temporary directory that becomes `directory` with `mode`, or vanishes if the body raises."""
+    if directory.resolve() == Path.cwd():
+        raise ProvisionError(f"{directory}: is the current directory; name a new one in it")
     if directory.is_symlink() or (directory.exists() and not _is_empty_directory(directory)):
-        raise ProvisionError(
-            f"{directory}: exists already and is not overwritten; choose another name or remove it"
-        )
+        raise ProvisionError(f"{directory}: exists already and is not overwritten; choose another name or remove it")
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))

@@ -55,9 +55,7 @@ def read_bounded(path: Path, size_max: int = FILE_BYTES_MAX, *, private: bool = 
             f"if nobody can have copied it, run: chmod 600 {shlex.quote(str(path))}"
         )
     if len(content) > size_max:
-        raise ConfigError(
-            f"{path}: larger than {size_max} bytes; this is not a file that trustlog-replica wrote"
-        )
+        raise ConfigError(f"{path}: larger than {size_max} bytes; this is not a file that trustlog-replica wrote")
     return content
 
 
@@ -103,18 +101,14 @@ class Table:
         """Return one of the given strings."""
         value = self.text(key, default)
         if value not in choices:
-            raise self.error(
-                key, f'"{printable(value)}" is none of {_listed(choices)}{_nearest(value, choices)}'
-            )
+            raise self.error(key, f'"{printable(value)}" is none of {_listed(choices)}{_nearest(value, choices)}')
         return value
 
     def integer(self, key: str, low: int, high: int = INTEGER_MAX) -> int:
         """Return an integer from `low` to `high`."""
         value = self._take(key, int, "a whole number", None)
         if not low <= value <= high:
-            raise self.error(
-                key, f"must be from {low} to {high}, not {value if abs(value) < 1 << 64 else 'that'}"
-            )
+            raise self.error(key, f"must be from {low} to {high}, not {value if abs(value) < 1 << 64 else 'that'}")
         return int(value)
 
     def hexadecimal(self, key: str, size: int) -> bytes:

@@ -9,7 +9,7 @@ the bytes all the same, and must be called on every connection.
 TLS 1.3 only, on both sides. No session tickets: a key taken out of use cannot live on in a resumed session.
 
 In TLS 1.3 the dialler's side is up before the other side has judged the dialler's certificate. A dialler that
-is refused sees its connection close with an alert when it first reads, not an error of its handshake.
+is refused sees its connection close when it first reads, with an alert or without, and no error of its handshake.
 """
 
 import ssl
@@ -77,9 +77,7 @@ def member_of(ssl_object: TlsObject, cluster: ClusterFile) -> int | None:
     for member in cluster.replicas:
         if member.certificate_der == presented:
             return member.number
-    raise WrongCertificate(
-        "the TLS certificate belongs to no replica in the cluster file; the connection is refused"
-    )
+    raise WrongCertificate("the TLS certificate belongs to no replica in the cluster file; the connection is refused")
 
 
 def _restrict(context: ssl.SSLContext, trusted: Iterable[bytes]) -> None:
