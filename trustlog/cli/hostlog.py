@@ -17,7 +17,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from trustlog.cli.contract import CommandError
 from trustlog.errors import MisuseError
@@ -28,6 +28,9 @@ from trustlog.verification import Attestation, LogIdentity, VerifyingKey, verify
 STANDALONE_CONTEXT = hashlib.sha256(b"trustlog/standalone").digest()
 ENTRIES_FILE = "entries.jsonl"
 GROUPS_FILE = "groups.jsonl"
+
+_ENTRY: dict[str, type] = {"index": int, "payload": str}
+_GROUP: dict[str, type] = {"first": int, "last": int, "statement": str, "signature": str}
 
 
 class HostLog:
@@ -77,7 +80,7 @@ class HostLog:
 
     def _read_entries(self) -> list[bytes]:
         payloads: list[bytes] = []
-        lines = _read_lines(self._entries_path)
+        lines = _read_lines(self._entries_path, _ENTRY)
         for index, (line, _) in enumerate(lines[: self._log.last], 1):
             if line is None or line.get("index") != index:
                 raise _damage(self._entries_path, index)
@@ -91,7 +94,7 @@ class HostLog:
     def _read_groups(self) -> list[tuple[int, int, Attestation]]:
         groups: list[tuple[int, int, Attestation]] = []
         end = 0
-        lines = _read_lines(self._groups_path)
+        lines = _read_lines(self._groups_path, _GROUP)
         for number, (line, offset) in enumerate(lines, 1):
             if line is None and number == len(lines):
                 break
@@ -132,7 +135,7 @@ def _damage(path: Path, line: int) -> CommandError:
     )
 
 
-def _read_lines(path: Path) -> list[tuple[dict[str, Any] | None, int]]:
+def _read_lines(path: Path, fields: dict[str, type]) -> list[tuple[dict[str, Any] | None, int]]:
     """Return each line with the offset of its end; None for an unreadable one, a torn last one included."""
     if not path.exists():
         return []
@@ -140,18 +143,20 @@ def _read_lines(path: Path) -> list[tuple[dict[str, Any] | None, int]]:
     offset = 0
     for raw in path.read_bytes().splitlines(keepends=True):
         offset += len(raw)
-        lines.append((_parse(raw), offset))
+        lines.append((_parse(raw, fields), offset))
     return lines
 
 
-def _parse(raw: bytes) -> dict[str, Any] | None:
+def _parse(raw: bytes, fields: dict[str, type]) -> dict[str, Any] | None:
     try:
         line = json.loads(raw)
-        for name in {"payload", "statement", "signature"} & set(line):
+        if not raw.endswith(b"\n") or {name: type(value) for name, value in line.items()} != fields:
+            return None
+        for name in {"payload", "statement", "signature"} & set(fields):
             bytes.fromhex(line[name])
-    except (ValueError, TypeError):
+    except (ValueError, AttributeError, RecursionError):
         return None
-    return line if isinstance(line, dict) and raw.endswith(b"\n") else None
+    return cast("dict[str, Any]", line)
 
 
 def _append_lines(path: Path, lines: Sequence[dict[str, object]]) -> None:
