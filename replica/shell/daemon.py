@@ -10,6 +10,7 @@ import uvloop
 
 from replica.application import ApplicationLoadError
 from replica.cluster.home import ReplicaHome
+from replica.cluster.strict_toml import ConfigError
 from replica.shell.node import Node
 from replica.shell.store import StoreError
 from trustlog import AttestedLog, TrustLogError, open_log
@@ -18,7 +19,7 @@ from trustlog.sealed import Files
 LOG_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
-class StartError(Exception):
+class StartError(ConfigError):
     """The replica cannot start; the text says why and what to do."""
 
 

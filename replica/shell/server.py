@@ -121,13 +121,15 @@ class Server:
     async def _greet(self, accepted: socket.socket) -> None:
         """Run TLS and the handshake on a new connection, within the deadline."""
         loop = asyncio.get_running_loop()
-        connection: ServerConnection | None = None
+        connection = ServerConnection(self)
+        connected = False
         try:
             async with asyncio.timeout(HANDSHAKE_S):
-                _, made = await loop.connect_accepted_socket(
-                    lambda: ServerConnection(self), accepted, ssl=self._tls, ssl_handshake_timeout=HANDSHAKE_S
+                # What this returns as the protocol is uvloop's own under TLS, so the connection is made beforehand.
+                await loop.connect_accepted_socket(
+                    lambda: connection, accepted, ssl=self._tls, ssl_handshake_timeout=HANDSHAKE_S
                 )
-                connection = made
+                connected = True
                 await connection.known
         except TimeoutError:
             self.refusals["handshake-timeout"] += 1
@@ -135,10 +137,10 @@ class Server:
             self.refusals["tls-failed"] += 1
         finally:
             self._strangers.pop(accepted, None)
-            if connection is None:
-                accepted.close()
-            elif connection.role is None:
+            if connection.role is None:
                 connection.abort()
+            if not connected:
+                accepted.close()
 
     def _drop_oldest_stranger(self) -> None:
         oldest = next(iter(self._strangers))

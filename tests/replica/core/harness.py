@@ -107,7 +107,9 @@ class FakeClient:
         raw = encode_open(self.genesis.cluster_id(), self.key, Open(nonce, void_after)) + signature
         return decode_envelope(raw, self.genesis.cluster_id(), self.genesis.limits)
 
-    def operations(self, *operations: bytes, first: int | None = None, acknowledged: int = 1, signature: bytes = GOOD_SIGNATURE):
+    def operations(
+        self, *operations: bytes, first: int | None = None, acknowledged: int = 1, signature: bytes = GOOD_SIGNATURE
+    ):
         if first is None:
             first = self.next
             self.next += len(operations)
@@ -137,7 +139,11 @@ class Cluster:
 
     def publish(self, group: VerifiedGroup, to: tuple[int, ...] | None = None) -> None:
         for replica in self.cores:
-            if replica != group.author and (to is None or replica in to) and (group.author, replica) not in self.cut_off:
+            if (
+                replica != group.author
+                and (to is None or replica in to)
+                and (group.author, replica) not in self.cut_off
+            ):
                 self.in_flight.append((replica, GroupReceived(group)))
 
     def run(self, shuffle: bool = False, steps_max: int = 100_000) -> None:
