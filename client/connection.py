@@ -129,9 +129,7 @@ class ReplicaConnection(MessageProtocol):
         self._challenged = True
         cluster, place, key = self._link.cluster, self._link.place, self._link.key
         if challenge.version != WIRE_VERSION:
-            self._give_up(
-                f"it speaks version {challenge.version} of the protocol, this client {WIRE_VERSION}"
-            )
+            self._give_up(f"it speaks version {challenge.version} of the protocol, this client {WIRE_VERSION}")
             return
         if challenge.cluster_id != cluster.cluster_id:
             self._give_up(
@@ -142,9 +140,7 @@ class ReplicaConnection(MessageProtocol):
             )
             return
         if challenge.number != place.number:
-            self._give_up(
-                f"it says that it is replica {challenge.number}; check the addresses in cluster.toml"
-            )
+            self._give_up(f"it says that it is replica {challenge.number}; check the addresses in cluster.toml")
             return
         signature = key.sign(connect_statement(challenge, place.certificate_der))
         self.send(ClientHello(WIRE_VERSION, cluster.cluster_id, key.public_key, signature))

@@ -117,9 +117,7 @@ class ClientCore:
         """
         size = len(operation)
         if size > self._limits.operation_bytes_max:
-            raise ValueError(
-                f"an operation of {size} bytes, the cluster's limit is {self._limits.operation_bytes_max}"
-            )
+            raise ValueError(f"an operation of {size} bytes, the cluster's limit is {self._limits.operation_bytes_max}")
         return None if self._queue.add(ticket, operation, deadline_ms) else Failure.QUEUE_FULL
 
     def flush(self, now_ms: int) -> list[Effect]:

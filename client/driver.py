@@ -70,8 +70,7 @@ class Driver:
     def start(self) -> None:
         """Begin to connect; returns at once."""
         self._tasks = [
-            self._loop.create_task(link.run(), name=f"link to replica {link.place.number}")
-            for link in self.links
+            self._loop.create_task(link.run(), name=f"link to replica {link.place.number}") for link in self.links
         ]
 
     async def close(self) -> None:
@@ -123,9 +122,7 @@ class Driver:
     def _perform(self, effects: list[Effect]) -> None:
         for effect in effects:
             if isinstance(effect, Complete):
-                for outcome, result in zip(
-                    cast("list[_Outcome]", effect.tickets), effect.results, strict=True
-                ):
+                for outcome, result in zip(cast("list[_Outcome]", effect.tickets), effect.results, strict=True):
                     if not outcome.done():
                         outcome.set_result(result)
             elif isinstance(effect, Send):
@@ -252,9 +249,7 @@ class Driver:
 
     def _error(self, reason: Failure) -> ClientError:
         if reason is Failure.QUEUE_FULL:
-            return Overloaded(
-                f"{self.core.waiting} operations wait in this client already; submit them more slowly"
-            )
+            return Overloaded(f"{self.core.waiting} operations wait in this client already; submit them more slowly")
         if reason is Failure.CLOSED:
             return NotExecuted("the client was closed before this operation was sent")
         quorum = self._cluster.genesis.quorum
@@ -265,9 +260,7 @@ class Driver:
                 f"may not be executed. {where}"
             )
         if self._enough_connected():
-            return Unreachable(
-                f"not sent, hence not executed: the cluster opened no session in time. {where}"
-            )
+            return Unreachable(f"not sent, hence not executed: the cluster opened no session in time. {where}")
         return Unreachable(
             f"not sent, hence not executed: {len(self.core.connected)} replicas are connected, "
             f"{quorum} are needed. {where}"

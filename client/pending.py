@@ -101,9 +101,7 @@ class PendingEnvelope(Attempt):
         if now_ms < self.deadline_next:
             return []
         late = [
-            index
-            for index, deadline in enumerate(self.deadlines)
-            if deadline <= now_ms and index not in self.failed
+            index for index, deadline in enumerate(self.deadlines) if deadline <= now_ms and index not in self.failed
         ]
         self.failed.update(late)
         waiting = (deadline for index, deadline in enumerate(self.deadlines) if index not in self.failed)

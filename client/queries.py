@@ -72,9 +72,7 @@ class Queries:
     def next(self) -> int:
         """Return a number for a new question; Overloaded if too many wait."""
         if len(self.stale) + len(self.reports) >= ROUNDS_MAX:
-            raise Overloaded(
-                f"{ROUNDS_MAX} stale reads and status questions wait already; ask for less at once"
-            )
+            raise Overloaded(f"{ROUNDS_MAX} stale reads and status questions wait already; ask for less at once")
         self._last += 1
         return self._last
 

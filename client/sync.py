@@ -91,9 +91,7 @@ class SyncClient:
         """See Client.delete."""
         return self._call(self._client.delete(key, deadline_s=deadline_s))
 
-    def cas(
-        self, key: Bytes, expected: Bytes | None, new: Bytes, *, deadline_s: float | None = None
-    ) -> kv.CasResult:
+    def cas(self, key: Bytes, expected: Bytes | None, new: Bytes, *, deadline_s: float | None = None) -> kv.CasResult:
         """See Client.cas."""
         return self._call(self._client.cas(key, expected, new, deadline_s=deadline_s))
 
