@@ -11,6 +11,7 @@ from rich.text import Text
 
 from replica.application import ApplicationLoadError, load_application
 from replica.cli.dev import run_development_cluster
+from replica.cli.inspect import inspect_command
 from replica.cluster.clusterfile import ClusterFile, parse_address
 from replica.cluster.home import Durability, LogFormat, LogLevel, load_home
 from replica.cluster.provision import (
@@ -355,6 +356,9 @@ def _show_cluster(output: Output, cluster: ClusterFile, file: Path, directory: P
         [[r["number"], r["address"], f"{str(r['log_id'])[:16]}…"] for r in replicas],
     )
     output.result({**summary, "replicas": replicas}, plain, Lines(key_values(summary), "", table, "", Text(next_step)))
+
+
+cli.add_command(inspect_command)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A group of entries as it is stored and sent: the attestation and the payloads that it covers.
 
-    178 append statement        64 signature (ECDSA P-256, raw r and s)
+    170 append statement        64 signature (ECDSA P-256, raw r and s)
     u16 count, from 1           count x u32 payload length        the payloads
 
 The digests are not sent: whoever holds the payloads computes them. A group proves by itself that its author said

@@ -133,6 +133,19 @@ class Store:
         self._db.close()
 
 
+def read_only_group(db: sqlite3.Connection, log: int, index: int | None) -> StoredGroup | None:
+    """Return the attested group of `log` that holds `index`, or the last one, from an opened store; None if not held."""
+    if index is None:
+        newest = "select max(last) from groups left join own_attestations using (first) where log = ?"
+        # Only what is attested: the own log's last group may still be on its way.
+        index = db.execute(
+            f"{newest} and coalesce(groups.attestation, own_attestations.attestation) is not null", (log,)
+        ).fetchone()[0]
+    rows = [] if index is None else db.execute(_SELECT, (log, index, 1)).fetchall()
+    found = StoredGroup(log, *rows[0]) if rows else None
+    return None if found is None or found.first > (index or 0) or found.attestation is None else found
+
+
 def own_group(log: int, first: int, payloads: tuple[bytes, ...]) -> StoredGroup:
     """Return the row for own payloads that are about to be attested."""
     return StoredGroup(log, first, first + len(payloads) - 1, None, encode_payloads(payloads))

@@ -29,27 +29,31 @@ HONESTY = (
 _DIRECTORY = click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 
 
-class Nonce(click.ParamType[bytes]):
-    """Exactly 32 bytes in hexadecimal digits."""
+class Bytes32(click.ParamType[bytes]):
+    """Exactly 32 bytes in hexadecimal digits; ``what`` says what they are."""
 
     name = "hex"
+
+    def __init__(self, what: str) -> None:
+        """Take the word that errors use."""
+        self._what = what
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> bytes:
         """Parse, or fail as a usage error."""
         if isinstance(value, bytes):
             return value
         try:
-            nonce = bytes.fromhex(str(value))
+            content = bytes.fromhex(str(value))
         except ValueError:
-            nonce = b""
-        if len(nonce) != NONCE_SIZE or len(str(value)) != 2 * NONCE_SIZE:
-            self.fail(f"a nonce is {2 * NONCE_SIZE} hexadecimal digits", param, ctx)
-        return nonce
+            content = b""
+        if len(content) != NONCE_SIZE or len(str(value)) != 2 * NONCE_SIZE:
+            self.fail(f"a {self._what} is {2 * NONCE_SIZE} hexadecimal digits", param, ctx)
+        return content
 
 
 _NONCE = click.option(
     "--nonce",
-    type=Nonce(),
+    type=Bytes32("nonce"),
     help="Your nonce, 64 hex digits, proves freshness; a new one if absent.",
 )
 
@@ -153,8 +157,14 @@ def truncate(directory: Path, index: int, output: Output) -> None:
 @cli.command(epilog=example('trustlog verify --key log.pub lookup.json --nonce $NONCE --payload "first entry"'))
 @click.option("--key", required=True, type=click.Path(path_type=Path), help="Public key file, log.pub.")
 @click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
-@click.option("--nonce", type=Nonce(), help="The nonce you asked with: without it, freshness is not proven.")
+@click.option("--nonce", type=Bytes32("nonce"), help="The nonce you asked with: without it, freshness is not proven.")
 @click.option("--index", type=click.IntRange(1, U64_MAX), help="The index you asked for.")
+@click.option(
+    "--context",
+    type=Bytes32("context"),
+    default=STANDALONE_CONTEXT,
+    help="Where the statement counts, 64 hex digits.  [default: logs kept by this program]",
+)
 @click.option("--payload", "payloads", multiple=True, help="Expected payload; once per entry, in order.")
 @output_option
 def verify(
@@ -163,6 +173,7 @@ def verify(
     file: Path,
     nonce: bytes | None,
     index: int | None,
+    context: bytes,
     payloads: tuple[str, ...],
     output: Output,
 ) -> None:
@@ -171,7 +182,7 @@ def verify(
     Exit 1 with the reason if it does not prove what it says.
     """
     expected_payloads = [payload.encode("utf-8", "surrogateescape") for payload in payloads]
-    expected = Expectation(STANDALONE_CONTEXT, nonce, index, expected_payloads)
+    expected = Expectation(context, nonce, index, expected_payloads)
     verifying_key = _read_key(key)
     said = verify_document(_read_file(file), verifying_key, expected)
     fresh = {"fresh": nonce is not None} if "nonce" in said else {}
