@@ -114,9 +114,7 @@ async def read_back(directory: Path) -> int:
     expected = dict(line.split("\t", 1) for line in RECORDS.read_text().splitlines())
     async with Client.from_dir(directory, deadline_s=CLIENT_DEADLINE_S) as client:
         values = await asyncio.gather(*(client.get(key) for key in expected))
-    wrong = [
-        key for (key, text), value in zip(expected.items(), values, strict=True) if value != text.encode()
-    ]
+    wrong = [key for (key, text), value in zip(expected.items(), values, strict=True) if value != text.encode()]
     if wrong:
         raise DemoError(f"{len(wrong)} records read back differ, {wrong[0]} first")
     return len(expected)

@@ -27,7 +27,9 @@ def describe(entry: Entry) -> str:
     """Return an entry in words, digests cut short: "PREPARE view 0 slot 7 batch 3f9a12cc"."""
     if isinstance(entry, PrePrepare):
         operations = len(entry.batch.envelopes)
-        return f"PRE-PREPARE view {entry.view} slot {entry.slot} batch {_short(entry.batch.digest)} envelopes {operations}"
+        return (
+            f"PRE-PREPARE view {entry.view} slot {entry.slot} batch {_short(entry.batch.digest)} envelopes {operations}"
+        )
     if isinstance(entry, Prepare):
         return f"PREPARE view {entry.view} slot {entry.slot} batch {_short(entry.digest)}"
     if isinstance(entry, Commit):
