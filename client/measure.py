@@ -37,6 +37,7 @@ class Plan:
     levels: tuple[int, ...] = LEVELS
     runs: int = RUNS
     seconds: float = RUN_S
+    warm_up_s: float = WARM_UP_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ async def measure(client: Client, plan: Plan, pids: dict[str, int], told: Callab
     """Warm up, then measure every level; `pids` names the processes whose CPU time is taken."""
     keys = [secrets.token_hex(KEY_BYTES // 2).encode() for _ in range(KEYS)]
     told("warming up")
-    await _run(client, WARM_UP_CONCURRENCY, WARM_UP_S, keys, pids)
+    await _run(client, WARM_UP_CONCURRENCY, plan.warm_up_s, keys, pids)
     levels = []
     for concurrency in plan.levels:
         runs = []

@@ -1,0 +1,102 @@
+"""The asyncio client and its synchronous twin, as a user meets them."""
+
+import threading
+
+import pytest
+
+from client import Client, NotExecuted, OperationFailed, SessionExpired, SyncClient, Undecided
+from client.api import error_of
+from client.connection import printable
+from replica.apps.kv import CasResult
+from replica.core.envelope import Result, Status
+from tests.client.fake_cluster import FAST
+
+
+@pytest.mark.asyncio
+async def test_every_call_of_the_key_value_store(fleet):
+    async with fleet, fleet.client() as client:
+        assert await client.put("k", "v") is False
+        assert await client.put("k", b"w") is True
+        assert await client.get("k") == b"w"
+        assert await client.get("none") is None
+        assert await client.cas("k", "x", "y") == CasResult(False, b"w")
+        assert await client.cas("k", "w", "y") == CasResult(True, None)
+        assert await client.cas("new", None, "1") == CasResult(True, None)
+        assert await client.incr("new", 41) == 42
+        assert await client.incr("new", -2) == 40
+        assert await client.delete("k") is True
+        assert await client.delete("k") is False
+        assert await client.stale_get("new") == b"40"
+        assert await client.stale_get("none") is None
+        for i in range(7):
+            await client.put(f"p/{i}", str(i))
+        assert [key async for key, _ in client.scan("p/", page=3)] == [b"p/%d" % i for i in range(7)]
+        page = await client.scan_page("p/", limit=2, after="p/3")
+        assert (page.items, page.more) == (((b"p/4", b"4"), (b"p/5", b"5")), True)
+
+
+@pytest.mark.asyncio
+async def test_refusals_and_misuse(fleet):
+    async with fleet, fleet.client() as client:
+        await client.put("text", "x")
+        with pytest.raises(OperationFailed, match="not a whole number"):
+            await client.incr("text")
+        with pytest.raises(OperationFailed, match="refused"):
+            await client.execute(b"?")
+        with pytest.raises(ValueError, match="1 to 4096"):
+            await client.put("", "x")
+        with pytest.raises(TypeError, match="bytes or str, not int"):
+            await client.put("k", 1)
+        with pytest.raises(ValueError, match="limit is 1048576"):
+            await client.put("k", bytes(2**20))
+        with pytest.raises(ValueError, match="deadline"):
+            await client.put("k", "v", deadline_s=0)
+        with pytest.raises(RuntimeError, match="open already"):
+            await client.__aenter__()
+
+
+def test_results_that_are_no_success_say_what_is_known():
+    kinds = {
+        Status.ERROR: (OperationFailed, "refused the operation: no\\?"),
+        Status.EXPIRED: (SessionExpired, "outcome unknown"),
+        Status.OUT_OF_WINDOW: (NotExecuted, "not executed"),
+        Status.FORGOTTEN: (Undecided, "outcome unknown"),
+    }
+    for status, (kind, words) in kinds.items():
+        with pytest.raises(kind, match=words):
+            raise error_of(Result(status, 1, b"no\x07"))
+
+
+def test_the_synchronous_twin_and_several_threads(served):
+    with SyncClient(served.client()) as client:
+        assert client.put("a", "b") is False
+        assert client.get("a") == b"b"
+        assert client.stale_get("a") == b"b"
+        assert client.cas("a", "b", "c").swapped
+        assert client.delete("a")
+        assert client.execute(b"\x02\x00\x01a") == b"\x00"
+        assert client.stale(b"\x02\x00\x01a").value == b"\x00"
+        assert [replica.number for replica in client.status()] == [0, 1, 2]
+        threads = [threading.Thread(target=client.incr, args=("n",)) for _ in range(20)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert client.incr("n", 0) == 20
+        assert list(client.scan("n", page=1)) == [(b"n", b"20")]
+        with pytest.raises(OperationFailed):
+            client.execute(b"?")
+    client.close()
+    with pytest.raises(RuntimeError, match="not open"):
+        client.get("a")
+
+
+def test_the_synchronous_twin_needs_no_cluster_to_end(fleet):
+    client = Client(fleet.cluster, fleet.client()._key, deadline_s=0.1, timing=FAST)
+    with SyncClient(client) as twin, pytest.raises(NotExecuted):
+        twin.get("a")
+
+
+def test_foreign_texts_are_printable_and_bounded():
+    assert printable("a\x1b[2Jb\n") == "a?[2Jb?"
+    assert len(printable("x" * 10_000)) == 301

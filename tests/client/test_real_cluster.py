@@ -1,0 +1,52 @@
+"""The client against real replicas in processes of their own."""
+
+import asyncio
+
+import pytest
+
+from client import Client
+from client.bench import initialise, started
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    directory = tmp_path / "a cluster"
+    initialise(directory, 1, "three-phase")
+    with started(directory, 1, "memory") as pids:
+        yield directory, pids
+
+
+@pytest.mark.asyncio
+async def test_concurrent_clients_lose_and_repeat_nothing(cluster):
+    directory, _ = cluster
+    async with Client.from_dir(directory, deadline_s=30) as one, Client.from_dir(directory, deadline_s=30) as two:
+        sums = await asyncio.gather(*(client.incr("n") for client in (one, two) for _ in range(300)))
+        assert sorted(sums) == list(range(1, 601))
+        assert await one.stale_get("n") == await two.get("n") == b"600"
+        # The third may still be starting: two are enough to serve.
+        reports = [replica.report for replica in await one.status() if replica.reachable]
+        assert len(reports) >= 2
+        assert all(report["executed"] > 0 and report["view"] == 0 for report in reports)
+
+
+@pytest.mark.asyncio
+async def test_it_serves_with_a_backup_killed(cluster):
+    import os
+    import signal
+
+    directory, pids = cluster
+    async with Client.from_dir(directory, deadline_s=30) as client:
+        await client.put("a", "b")
+        os.kill(pids["replica 2"], signal.SIGKILL)
+        for i in range(50):
+            await client.put(f"k{i}", "v")
+        assert len([key async for key, _ in client.scan("k")]) == 50
+    found = await _reachable(directory)
+    assert found == [True, True, False]
+
+
+async def _reachable(directory):
+    async with Client.from_dir(directory, deadline_s=5) as client:
+        return [replica.reachable for replica in await client.status()]
