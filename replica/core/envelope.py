@@ -219,7 +219,7 @@ class OpenReply:
 
 
 def encode_operations_reply(session: SessionId, first: int, results: Sequence[Result]) -> bytes:
-    """Return a reply's bytes for operations `first`, `first + 1`, …"""
+    """Return a reply's bytes for operations `first`, `first + 1` and so on."""
     parts = [_REPLY.pack(EnvelopeKind.OPERATIONS, session.slot, session.place, first, len(results))]
     for result in results:
         parts.append(_RESULT.pack(result.status, result.slot, len(result.value)))

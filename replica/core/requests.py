@@ -50,7 +50,7 @@ class RequestQueue:
         return bool(self._unproposed)
 
     def add(self, envelope: Envelope, now_ms: int) -> Waiting | None:
-        """Take a request; return None if it waits already. Raises QueueFullError, and changes nothing, if there is no room."""
+        """Take a request; return None if it waits already. QueueFullError, changing nothing, if there is no room."""
         digest = envelope.digest()
         if digest in self._waiting:
             return None

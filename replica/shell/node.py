@@ -33,6 +33,7 @@ from replica.core.events import (
     Send,
     Stable,
     Tick,
+    VerifiedGroup,
 )
 from replica.core.layout import LayoutError
 from replica.core.machine import ReplicaCore
@@ -172,7 +173,7 @@ class Node:
                 f"log at {own.last} or with another head; restore the right store"
             )
 
-    def _verify_stored(self, row: StoredGroup) -> Any:
+    def _verify_stored(self, row: StoredGroup) -> VerifiedGroup:
         try:
             return self.verifier.verify(row.log, row.raw)
         except (LayoutError, VerificationError) as error:

@@ -134,7 +134,7 @@ class Store:
 
 
 def read_only_group(db: sqlite3.Connection, log: int, index: int | None) -> StoredGroup | None:
-    """Return the attested group of `log` that holds `index`, or the last one, from an opened store; None if not held."""
+    """Return the attested group of `log` that holds `index`, or the last one, from an opened store, or None."""
     if index is None:
         newest = "select max(last) from groups left join own_attestations using (first) where log = ?"
         # Only what is attested: the own log's last group may still be on its way.

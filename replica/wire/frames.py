@@ -38,13 +38,13 @@ class MessageProtocol(asyncio.Protocol):
         raise NotImplementedError
 
     def opened(self) -> None:
-        """The connection stands."""
+        """Act on the connection being established."""
 
     def closed(self, reason: str) -> None:
-        """The connection is gone; `reason` is in words."""
+        """Act on the connection being gone; `reason` is in words."""
 
     def drained(self) -> None:
-        """The write buffer is low again after `writable` was False."""
+        """Act on the write buffer being low again after `writable` was False."""
 
     # For users of the connection.
 

@@ -165,18 +165,18 @@ Message = (
     | Notice
 )
 
-_Check = Callable[[Any], bool]
+_Check = Callable[[object], bool]
 
 
-def _number(value: Any) -> bool:
+def _number(value: object) -> bool:
     return type(value) is int and 0 <= value <= U64_MAX
 
 
-def _text(value: Any) -> bool:
+def _text(value: object) -> bool:
     return type(value) is str
 
 
-def _blob(value: Any) -> bool:
+def _blob(value: object) -> bool:
     return type(value) is bytes
 
 

@@ -18,6 +18,7 @@ from trustlog.cli.contract import CommandError, Exit
 # Says "ready" and ends, with its farewell, on SIGTERM.
 OBEDIENT = """
 import signal, sys
+signal.alarm(60)  # should the test itself fail, nothing is left behind
 def end(*_):
     print("bye"); sys.exit(0)
 signal.signal(signal.SIGTERM, end)
@@ -26,6 +27,7 @@ while True: signal.pause()
 """
 STUBBORN = """
 import signal
+signal.alarm(60)
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 print("ready")
 while True: signal.pause()
@@ -222,14 +224,17 @@ main(["dev"])
     ) as process:
         seen = []
         ready = 0
-        for line in process.stdout:
-            seen.append(line)
-            ready += line.rstrip().endswith("| ready")
-            if ready == 3:
-                # To the whole group, as a terminal does; the children are not in it.
-                os.killpg(process.pid, number)
-                ready = -100
-        assert process.wait(30) == 0, seen
+        try:
+            for line in process.stdout:
+                seen.append(line)
+                ready += line.rstrip().endswith("| ready")
+                if ready == 3:
+                    # To the whole group, as a terminal does; the children are not in it.
+                    os.killpg(process.pid, number)
+                    ready = -100
+            assert process.wait(30) == 0, seen
+        finally:
+            process.kill()
     text = "".join(seen)
     assert text.count("| bye") == 3
     assert "by itself" not in text
@@ -239,7 +244,7 @@ main(["dev"])
 
 
 def test_reader_that_goes_away_ends_it(tmp_path):
-    chatty = "import itertools\nfor i in itertools.count(): print('x' * 1000, i)"
+    chatty = "import itertools, signal\nsignal.alarm(60)\nfor i in itertools.count(): print('x' * 1000, i)"
     program = f"""
 import sys
 from replica.cli import dev
@@ -251,7 +256,10 @@ main(["dev", {str(tmp_path / "c")!r}])
     with subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        process.stdout.readline()
-        process.stdout.close()
-        assert process.wait(60) == 141
-        assert process.stderr.read() == ""
+        try:
+            process.stdout.readline()
+            process.stdout.close()
+            assert process.wait(30) == 141
+            assert process.stderr.read() == ""
+        finally:
+            process.kill()
