@@ -110,6 +110,7 @@ def test_hash_vectors():
         head = chain(head, index, digest)
         assert head.hex() == expected
     assert fold(genesis_head(own_id, 0), 1, digests) == head
+    assert fold(bytes.fromhex(hashes["heads"][0]), 2, digests[1:]) == head
 
 
 def test_domain_tags_are_distinct_and_full_size():
