@@ -83,6 +83,7 @@ class Outbox:
         self._unstored: tuple[int, bytes] | None = None  # the last own group's attestation
         self._work: asyncio.Future[ReleasedGroup | None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._failed = False
 
     @property
     def is_busy(self) -> bool:
@@ -91,6 +92,8 @@ class Outbox:
 
     def received(self, group: VerifiedGroup) -> None:
         """Keep a verified group of another log: durable before anything is said that may depend on it."""
+        if self._failed:
+            return
         attestation = group.raw[: -len_of_payloads(group)]
         payloads = group.raw[len(attestation) :]
         self._received.append(StoredGroup(group.author, group.first, group.last, attestation, payloads))
@@ -113,12 +116,12 @@ class Outbox:
             await asyncio.wait([self._work])
         if self._timer is not None:
             self._timer.cancel()
-        if self._received or self._unstored is not None:
+        if not self._failed and (self._received or self._unstored is not None):
             await self._loop.run_in_executor(self._thread, self._store.write, self._received, self._unstored, None)
         self._thread.shutdown(wait=True)
 
     def _start(self) -> None:
-        if self._work is not None:
+        if self._work is not None or self._failed:
             return
         if self._timer is not None:
             self._timer.cancel()
@@ -155,6 +158,8 @@ class Outbox:
             return
         error = work.exception()
         if error is not None:
+            # For good: what was received with this group is lost, so a later one could lack its causes.
+            self._failed = True
             self._on_failed(error)
             return
         self._unstored = None
