@@ -128,7 +128,7 @@ class ForgetsCauses(Outbox):
     """Stores own payloads at once, what was received later."""
 
     def _start(self):
-        received, self._received = self._received, []
+        received, self._received = self._received, {}
         super()._start()
         self._received = received
 
