@@ -197,7 +197,10 @@ class Node:
     def on_group(self, message: GroupMessage, sender: int) -> None:
         """Verify a group that `sender` served, of its own or of another log, and hand it to the core."""
         log = message.log
-        if log == self.number or log in self.core.exposed:
+        if log == self.number:
+            self.refusals["group-own-log"] += 1
+            return
+        if log in self.core.exposed:
             return
         try:
             group = self.verifier.verify(log, message.group)
