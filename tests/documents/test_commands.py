@@ -68,6 +68,11 @@ class Dev:
             self.process = subprocess.Popen(as_process(line), cwd=cwd, env=environment(), stdout=log, stderr=log)
 
     def __enter__(self) -> Self:
+        """Wait until the cluster's directory is there, as a user would who reads the banner."""
+        deadline = time.monotonic() + DEADLINE_S
+        while b"put greeting hello" not in self.log.read_bytes():
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.02)
         return self
 
     def __exit__(self, *_: object) -> None:
