@@ -143,7 +143,7 @@ class Executor:
         try:
             value = self._application.apply(operation, self._context)
         except OperationError as error:
-            return Result(Status.ERROR, self.slot, str(error).encode()[:ERROR_TEXT_BYTES_MAX])
+            return Result(Status.ERROR, self.slot, _text(error))
         except _FATAL:
             raise
         except Exception as error:  # noqa: BLE001 - whatever an application raises is a result, alike everywhere
@@ -153,3 +153,8 @@ class Executor:
         if len(value) > self._limits.result_bytes_max:
             return Result(Status.ERROR, self.slot, b"the result is too large")
         return Result(Status.OK, self.slot, value)
+
+
+def _text(error: OperationError) -> bytes:
+    # An application may quote an operation that is not text: lone surrogates must not become an exception here.
+    return str(error).encode("utf-8", "backslashreplace")[:ERROR_TEXT_BYTES_MAX]
