@@ -187,6 +187,8 @@ class Server:
 class ServerConnection(MessageProtocol):
     """A connection that was accepted: a stranger's, then a client's or a replica's."""
 
+    holds_back = True
+
     def __init__(self, server: Server) -> None:
         super().__init__(server.refusals)
         self.role: str | None = None
