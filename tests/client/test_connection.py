@@ -168,8 +168,14 @@ async def test_what_is_no_message_ends_the_connection_and_harms_nobody(fleet, ma
     async with fleet, fleet.client() as client:
         await client.put("a", "b")
         await until(lambda: "it sent what is no message" in client.driver.links[1].problem)
-        assert fleet.replicas[1].seen["ClientHello"] < 100
         assert await client.get("a") == b"b"
+
+
+async def test_a_replica_that_disconnects_at_once_is_dialled_ever_more_slowly(fleet):
+    fleet.replicas[1].manners.add("babble")
+    timing = Timing(backoff_first_s=0.001, backoff_s_max=60.0)
+    async with fleet, fleet.client(timing=timing) as client:
+        await until(lambda: client.driver.links[1].backoff_s >= 0.064)
 
 
 async def test_the_pinned_certificate_is_compared_even_if_tls_let_another_pass(fleet, tmp_path, monkeypatch):
