@@ -200,9 +200,9 @@ class ReplicaCore:
         if arrival not in {Arrival.TAKEN, Arrival.EARLY}:
             self.refusals[f"group-{arrival.value}"] += 1
         if arrival is Arrival.FORKED:
-            index = min(group.first, self._inboxes[group.author].received + 1)
+            other = self._inboxes[group.author].contradiction or group
             self.exposed[group.author] = Violation("forked", "two attestations contradict each other")
-            self._effects.append(Forked(group.author, index, group))
+            self._effects.append(Forked(group.author, other.first, other))
         elif arrival is Arrival.TAKEN:
             self._read_logs()
 
