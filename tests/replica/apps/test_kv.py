@@ -200,8 +200,7 @@ def test_any_bytes_give_a_result_or_a_refusal(operations: list[bytes]):
         before = store.content
         try:
             assert type(store(operation)) is bytes
-        except OperationError as refused:
-            assert str(refused)
+        except OperationError:
             assert store.content == before
 
 
