@@ -243,8 +243,9 @@ class ReplicaCore:
 
     def _on_recovered(self) -> None:
         own = self._inboxes[self.number]
-        if own.unread or self.number in self.exposed:
-            why = self.waiting_for(self.number) or "a rule broken"
+        if own.unread or own.received < own.seen or self.number in self.exposed:
+            missing = "a rule broken" if self.number in self.exposed else "it is missing"
+            why = self.waiting_for(self.number) or missing
             self._halt(
                 f"entry {self._states[self.number].position + 1} of this replica's own log cannot be read again "
                 f"({why}): its store lost what that entry depends on; restore the store or replace the replica"
