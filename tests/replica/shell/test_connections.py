@@ -179,7 +179,7 @@ async def test_a_connection_that_ends_in_a_pause():
 @pytest.mark.parametrize("size", [64 * 1024, FRAME_BYTES_MAX])
 @pytest.mark.parametrize("opening", [b"", b"\x92\x0f", b"\x9c", b"\xdc\x00\x0c"])
 def test_deep_bodies_cost_little_before_they_are_refused(size, opening):
-    for filling in (b"\x91", b"\x9c", b"\xdc\x00\x0c", b"\x81", b"\x90"):
+    for filling in (b"\x91", b"\x9c", b"\xdc\x00\x0c", b"\x81", b"\x90", b"\xdc\xff\xff", b"\xdd\x00\xff\xff\xff"):
         body = (opening + filling * size)[:size]
         tracemalloc.start()
         with pytest.raises(LayoutError):
@@ -301,17 +301,15 @@ async def test_a_client_that_never_reads_its_replies_is_dropped(tmp_path, monkey
         node = cluster.nodes[0]
         await client.put("large", bytes(200_000))
         # Replies go to every connection of a client's key: this one does not read, the client's own does.
-        wire = Wire(cluster)
-        await wire.__aenter__()
-        assert isinstance(await wire.hello(cluster.key()), Welcome)
-        wire.writer.transport.pause_reading()
-        for _ in range(100):
-            assert len(await client.get("large")) == 200_000
-            if node.refusals["does-not-read"]:
-                break
-        assert node.refusals["does-not-read"] == 1
-        await until(lambda: node.server.client_count == 1, "its place given back")
-        await wire.__aexit__(None, None, None)
+        async with Wire(cluster) as wire:
+            assert isinstance(await wire.hello(cluster.key()), Welcome)
+            wire.writer.transport.pause_reading()
+            for _ in range(100):
+                assert len(await client.get("large")) == 200_000
+                if node.refusals["does-not-read"]:
+                    break
+            assert node.refusals["does-not-read"] == 1
+            await until(lambda: node.server.client_count == 1, "its place given back")
 
 
 @on_loop
