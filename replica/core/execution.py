@@ -129,7 +129,8 @@ class Executor:
     def _execute_operation(self, operation: bytes, budget: int) -> Result:
         result = self._apply(operation)
         if result.status == Status.OK and len(result.value) > budget:
-            result = Result(Status.ERROR, self.slot, b"the results of one envelope are too large; send fewer at once")
+            # Kept like any result, so that a replay of the envelope does not execute later what is refused now.
+            result = Result(Status.TOO_LARGE, self.slot, b"")
         if result.status == Status.OK:
             self.state.commit()
         else:

@@ -35,6 +35,17 @@ async def test_concurrent_clients_lose_and_repeat_nothing(cluster):
 
 
 @pytest.mark.asyncio
+async def test_large_values_read_at_once_do_not_crowd_each_other_out(cluster):
+    """Twelve values of 900 kB do not fit one reply: what finds no room is asked for again, not failed."""
+    directory, _ = cluster
+    async with Client.from_dir(directory, deadline_s=60) as client:
+        values = [bytes([i]) * 900_000 for i in range(12)]
+        for i, value in enumerate(values):
+            await client.put(f"large{i}", value)
+        assert await asyncio.gather(*(client.get(f"large{i}") for i in range(12))) == values
+
+
+@pytest.mark.asyncio
 async def test_it_serves_with_a_backup_killed(cluster):
     directory, pids = cluster
     async with Client.from_dir(directory, deadline_s=30) as client:
