@@ -282,6 +282,8 @@ class ReplicaCore:
         if isinstance(verdict, Violation):
             self.exposed[log] = verdict
             self._effects.append(Exposed(log, index, verdict, group))
+            if log == self.number and self._live:
+                self._halt(f"entry {index} of this replica's own log breaks a rule ({verdict.text}); report this")
             return False
         if entry is None or isinstance(entry, NewView) or isinstance(verdict, Wait):
             if entry is not None:

@@ -14,6 +14,7 @@ from replica.core.events import (
     Append,
     Appended,
     Executed,
+    Exposed,
     GroupReceived,
     Halt,
     Recovered,
@@ -257,6 +258,15 @@ def test_an_attestation_that_does_not_continue_the_own_log_halts():
     assert kinds(effects) == [Halt]
     assert "does not continue" in str(lone.core.halted)
     assert lone.core.handle(Tick(1000, 1000)) == []
+
+
+def test_an_own_entry_that_breaks_a_rule_after_all_is_the_last_one():
+    lone = Lone(make_core(G, 1))
+    lone.hold = True
+    lone.handle(GroupReceived(FakeLog(0).say(PrePrepare(0, 1, junk_batch(1)))))
+    effects = lone.core.handle(Appended(FakeLog(1).say(Commit(0, 1, bytes(32)))))
+    assert kinds(effects) == [Exposed, Halt]
+    assert "entry 1 of this replica's own log breaks a rule" in str(lone.core.halted)
 
 
 def test_a_backup_relays_a_request_and_again_until_it_is_executed():
