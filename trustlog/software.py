@@ -29,6 +29,13 @@ STATE_FILE = "log.state"
 KEY_FILE = "seal.key"
 PUBLIC_KEY_FILE = "log.pub"
 
+_NEW_IDENTITY = "Without it this log cannot go on, and a new log is a new identity"
+_RESTORE_KEY = f"restore the missing file from a copy. {_NEW_IDENTITY}"
+_RESTORE_STATE = (
+    "restore the missing file itself, if it was moved away; an older copy of it must never be used, because "
+    f"the log would say indexes twice. {_NEW_IDENTITY}"
+)
+
 
 def create(directory: Path, *, kind: BackendKind = BackendKind.SOFTWARE, files: Files | None = None) -> AttestedLog:
     """Make ``directory`` (mode 0700, must not exist) with a new key and an empty log, durable, and open it.
@@ -71,10 +78,7 @@ def open_log(directory: Path, *, kind: BackendKind = BackendKind.SOFTWARE, files
             seal_key = _read_seal_key(directory / KEY_FILE, files)
             journal = SealedJournal.open(directory / STATE_FILE, seal_key, files)
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise MisuseError(
-                f"there is no log in {directory}: {error.filename} is missing. If creating it was "
-                "interrupted, nothing was signed yet: remove the directory and create the log again"
-            ) from error
+            raise MisuseError(_missing(directory, Path(error.filename))) from error
         stack.callback(journal.close)
         private_key = _unpack_identity(directory, kind, journal.identity)
         public_key = public_key_bytes(private_key)
@@ -98,6 +102,22 @@ class _Memory:
 
     def save(self, state: bytes) -> None:
         """Forget ``state``."""
+
+
+def _missing(directory: Path, path: Path) -> str:
+    """Say what to do about a missing file. A log that may have signed is never to be created again."""
+    if path == directory:
+        return f"there is no log in {directory}: there is no such directory"
+    made = {STATE_FILE + ".new", KEY_FILE, PUBLIC_KEY_FILE}
+    if path.name == STATE_FILE and {entry.name for entry in directory.iterdir()} <= made:
+        # A used log that has lost its state may look the same, if its host keeps the entries elsewhere.
+        return (
+            f"there is no log in {directory}: {path} is missing. If creating it was interrupted, nothing was "
+            "signed yet: remove the directory and create the log again. If this log was ever used, do not "
+            f"remove it: {_RESTORE_STATE}"
+        )
+    remedy = _RESTORE_STATE if path.name == STATE_FILE else _RESTORE_KEY
+    return f"the log in {directory} is not complete: {path} is missing. Do not remove the directory: {remedy}"
 
 
 def _read_seal_key(path: Path, files: Files) -> bytes:

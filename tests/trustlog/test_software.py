@@ -85,6 +85,27 @@ def test_missing_files(directory, missing):
         open_log(directory)
 
 
+@pytest.mark.parametrize(("missing", "remedy"), [("seal.key", "from a copy"), ("log.state", "an older copy")])
+def test_nobody_is_told_to_remove_a_used_log(directory, missing, remedy):
+    with create(directory) as log:
+        add(log, "1")
+    (directory / "entries.jsonl").write_text("")
+    (directory / missing).unlink()
+    with pytest.raises(MisuseError, match="Do not remove the directory: restore the missing file") as caught:
+        open_log(directory)
+    assert "create the log again" not in str(caught.value)
+    assert remedy in str(caught.value)
+    assert "a new log is a new identity" in str(caught.value)
+
+
+def test_an_interrupted_creation_may_be_repeated_but_only_of_an_unused_log(directory):
+    create(directory).close()
+    (directory / "log.state").rename(directory / "log.state.new")
+    with pytest.raises(MisuseError, match="remove the directory and create the log again") as caught:
+        open_log(directory)
+    assert "If this log was ever used, do not remove it" in str(caught.value)
+
+
 def test_no_directory(directory, tmp_path):
     with pytest.raises(MisuseError, match="no log in"):
         open_log(directory)
