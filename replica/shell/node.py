@@ -148,10 +148,12 @@ class Node:
 
     def stop(self, reason: str) -> None:
         """Say nothing more, and have the daemon end: something is wrong with this replica itself."""
-        if not self._closing:
-            self._closing = True
-            self.log.critical("stopping", reason=reason)
-            self._stopped(reason)
+        if self._closing:
+            self.log.error("trouble while stopping", reason=reason)
+            return
+        self._closing = True
+        self.log.critical("stopping", reason=reason)
+        self._stopped(reason)
 
     def _recover(self) -> None:
         """Read all logs again as the store holds them, in step, each as far as its causes allow."""
@@ -216,8 +218,14 @@ class Node:
 
     def _drain(self) -> None:
         events, self._events = self._events, []
-        if not self._closing:
+        if self._closing:
+            return
+        try:
             self._carry_out(self.core.handle(*events))
+        except Exception as error:
+            # The core may have changed by half, and what it wanted done is lost: nothing more may be said.
+            self.log.exception("internal error")
+            self.stop(f"internal error: {type(error).__name__}: {error}; please report it with what was logged before")
 
     def _tick(self) -> None:
         loop = asyncio.get_running_loop()

@@ -113,7 +113,7 @@ class Outbox:
 
     async def close(self) -> None:
         """Finish what was begun, store what was received, and end the thread."""
-        if self._work is not None:
+        while self._work is not None:  # what is said next may have waited for what was only stored
             await asyncio.wait([self._work])
         if self._timer is not None:
             self._timer.cancel()
