@@ -121,6 +121,42 @@ async def test_closing_in_the_middle_finishes_what_was_begun(tmp_path):
     bench.store.close()
 
 
+@on_loop
+async def test_closing_finishes_what_waited_for_the_store(tmp_path, monkeypatch):
+    monkeypatch.setattr(outbox_module, "STORE_AFTER_S", 0.0)
+    bench = Bench(tmp_path)
+    bench.receive(1, b"stored by itself")
+    bench.outbox._start()
+    bench.append(b"waits for that")
+    await bench.outbox.close()
+    assert check_order(bench.steps) == 1
+    assert bench.store.last_group(0).attestation is not None
+    bench.store.close()
+
+
+@on_loop
+async def test_an_error_inside_stops_the_replica_before_it_says_more(tmp_path):
+    """An application that runs out of memory, or a defect: the core may have changed by half."""
+    async with Nodes(tmp_path / "c") as cluster:
+        cluster.start()
+        async with cluster.client() as client:
+            await client.put("a", "1")
+            node = cluster.nodes[1]
+            await cluster.wait_equal()
+
+            def apply(operation, context):
+                raise MemoryError("planted")
+
+            node.core.executor._application.apply = apply
+            said = node.trusted_log.last
+            await client.put("b", "2")
+            reason = await until(lambda: cluster.stopped.get(1), "replica 1 stopped")
+            assert "internal error: MemoryError: planted" in reason
+            await client.put("c", "3")
+            # What it said before the operation was executed may be out; nothing came after that.
+            assert node.trusted_log.last <= said + 2
+
+
 @pytest.mark.parametrize("what", ["store", "trusted log"])
 @on_loop
 async def test_the_node_stops_and_says_why(tmp_path, what):
