@@ -4,7 +4,7 @@ A replica keeps what clients sent it until it is executed: the primary to propos
 primary. Serving clients in turn keeps one client's flood from another's way.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from replica.core.batch import BATCH_OVERHEAD_MAX
@@ -90,21 +90,34 @@ class RequestQueue:
                 self._unproposed[client] = self._unproposed.pop(client)
         return taken
 
-    def executed(self, envelope: Envelope) -> None:
-        """Forget a request that was executed."""
+    def executed(self, envelope: Envelope) -> int | None:
+        """Forget a request that was executed; return since when it waited here, or None if it did not."""
         if not self._waiting:
-            return
-        self._forget(envelope.digest())
+            return None
+        return self._forget(envelope.digest())
 
-    def forget_before(self, since_ms: int) -> None:
-        """Forget requests that arrived before `since_ms`; their clients send again if they still care."""
-        for digest in [w.digest for w in self._waiting.values() if w.since_ms < since_ms and not w.proposed]:
-            self._forget(digest)
+    def oldest(self) -> Waiting | None:
+        """Return the request that has waited longest."""
+        return next(iter(self._waiting.values()), None)
 
-    def _forget(self, digest: bytes) -> None:
+    def begin_view(self, carried: Iterable[Envelope]) -> None:
+        """Let everything that is not executed be proposed or relayed anew, except what the new view carries."""
+        self._unproposed.clear()
+        for waiting in self._waiting.values():
+            waiting.proposed = False
+            waiting.relayed_ms = None
+        for envelope in carried:
+            waiting_too = self._waiting.get(envelope.digest())
+            if waiting_too is not None:
+                waiting_too.proposed = True
+        for waiting in self._waiting.values():
+            if not waiting.proposed:
+                self._unproposed.setdefault(waiting.envelope.client, {})[waiting.digest] = waiting
+
+    def _forget(self, digest: bytes) -> int | None:
         waiting = self._waiting.pop(digest, None)
         if waiting is None:
-            return
+            return None
         self._withdraw(waiting)
         size = len(waiting.envelope.raw)
         self._bytes -= size
@@ -114,6 +127,7 @@ class RequestQueue:
             del self._counts[client]
         else:
             self._counts[client] = (count - 1, taken - size)
+        return waiting.since_ms
 
     def _withdraw(self, waiting: Waiting) -> None:
         """Take a request out of those to be proposed."""

@@ -89,6 +89,10 @@ class SlotBook:
             return None
         return tally.digest
 
+    def batch(self, slot: int, digest: bytes) -> Batch:
+        """Return the batch with this digest that was proposed for `slot`; KeyError if none was."""
+        return self._slots[slot].batches[digest]
+
     def decided(self, slot: int) -> Batch | None:
         """Return the batch decided for `slot`, or None."""
         entry = self._slots.get(slot)
