@@ -196,18 +196,22 @@ class ReplicaLink:
 
     async def run(self) -> None:
         """Connect, and connect again whenever the connection ends; until cancelled."""
+        loop = asyncio.get_running_loop()
         backoff = self._timing.backoff_first_s
         while True:
-            welcomed = await self._converse()
+            began = loop.time()
+            await self._converse()
             self.settled.set()
             self.owner.link_down(self.place.number, self.problem)
-            if welcomed:
+            # A replica that welcomes and at once disconnects does not get this client to dial in a tight loop.
+            if loop.time() - began >= self._timing.backoff_s_max:
                 backoff = self._timing.backoff_first_s
             # Random, so that many clients of a restarted replica do not all come back at once.
             await asyncio.sleep(backoff * _random.uniform(0.5, 1.0))
             backoff = min(2 * backoff, self._timing.backoff_s_max)
 
-    async def _converse(self) -> bool:
+    async def _converse(self) -> None:
+        """Dial, shake hands and return when the connection has ended; `problem` says why."""
         connection: ReplicaConnection | None = None
 
         def remember() -> ReplicaConnection:
@@ -221,20 +225,17 @@ class ReplicaLink:
                 welcomed = connection is not None and await connection.welcomed
             if connection is None or not welcomed:
                 self.problem = connection.problem if connection else "no connection"
-                return False
+                return
             await self._watch(connection)
             self.problem = connection.problem
         except TimeoutError:
             self.problem = f"no answer within {self._timing.connect_s:g} s"
-            return False
         except (OSError, ssl.SSLError) as error:
             self.problem = _in_words(error)
-            return False
         finally:
             self._connection = None
             if connection is not None:
                 connection.abort()
-        return True
 
     async def _dial(self, factory: Callable[[], ReplicaConnection]) -> None:
         # With a timeout around it, asyncio's own (60 s for the TLS handshake) never comes to bear.

@@ -6,6 +6,7 @@ It may be old, and two stale reads may go back in time; whoever minds uses an or
 
 import asyncio
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from replica.wire.messages import StaleResult, StatusReport
 
 ROUNDS_MAX = 1024
 REPORT_BYTES_MAX = 64 * 1024
+REPORT_DEPTH_MAX = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,7 @@ def read_report(raw: bytes) -> dict[str, Any]:
         report = json.loads(raw)
     except (ValueError, RecursionError):
         return {}
-    return _clean(report) if isinstance(report, dict) else {}
+    return _clean(report, REPORT_DEPTH_MAX) if isinstance(report, dict) else {}
 
 
 def number_in(report: dict[str, Any], name: str) -> int:
@@ -106,12 +108,16 @@ def number_in(report: dict[str, Any], name: str) -> int:
     return value if type(value) is int and 0 <= value < 2**64 else 0
 
 
-def _clean(value: Any) -> Any:  # noqa: ANN401 - JSON
-    # A replica's texts are shown on terminals.
+def _clean(value: Any, depth: int) -> Any:  # noqa: ANN401 - JSON
+    # A replica's texts are shown on terminals, and its numbers printed as JSON, which has no infinity.
     if isinstance(value, str):
         return printable(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict | list) and depth == 0:
+        return "…"
     if isinstance(value, dict):
-        return {printable(key): _clean(content) for key, content in value.items()}
+        return {printable(key): _clean(content, depth - 1) for key, content in value.items()}
     if isinstance(value, list):
-        return [_clean(content) for content in value]
+        return [_clean(content, depth - 1) for content in value]
     return value

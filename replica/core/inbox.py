@@ -34,19 +34,31 @@ class Inbox:
     """One log's groups, from arrival to reading.
 
     received: index of the last entry that arrived in order; head: the chain's head there, 32 bytes.
+    seen: the highest index that any group of this log, kept or dropped, has shown to exist.
     unread: payloads in order, each with its index and the group that holds it.
     """
 
     head: bytes
     received: int = 0
+    seen: int = 0
     unread: deque[tuple[int, bytes, VerifiedGroup]] = field(default_factory=deque)
     unread_bytes: int = 0
-    wanting: bool = False  # something is known to be missing
     _early: dict[int, VerifiedGroup] = field(default_factory=dict)
     _early_bytes: int = 0
 
+    @property
+    def wanting(self) -> bool:
+        """Say whether something is known to exist, did not arrive in order, and could be taken now."""
+        return self.received < self.seen and self.has_room
+
+    @property
+    def has_room(self) -> bool:
+        """Say whether the next group could be taken: not while too much waits for its causes."""
+        return len(self.unread) < WAITING_ENTRIES_MAX and self.unread_bytes < WAITING_BYTES_MAX
+
     def arrive(self, group: VerifiedGroup) -> Arrival:
         """Take a verified group of this log."""
+        self.seen = max(self.seen, group.last)
         if group.last <= self.received:
             return Arrival.KNOWN
         if group.first > self.received + 1:
@@ -55,8 +67,7 @@ class Inbox:
         # head, cannot be: one trusted part has attested two histories.
         if group.first != self.received + 1 or group.head_before != self.head:
             return Arrival.FORKED
-        if len(self.unread) >= WAITING_ENTRIES_MAX or self.unread_bytes >= WAITING_BYTES_MAX:
-            self.wanting = True
+        if not self.has_room:
             return Arrival.DROPPED
         self._take(group)
         while (following := self._early.pop(self.received + 1, None)) is not None:
@@ -65,7 +76,6 @@ class Inbox:
                 return Arrival.FORKED
             self._take(following)
         self._drop_overtaken()
-        self.wanting = bool(self._early)
         return Arrival.TAKEN
 
     def pop(self) -> None:
@@ -81,7 +91,6 @@ class Inbox:
         self.head = group.head_after
 
     def _hold(self, group: VerifiedGroup) -> Arrival:
-        self.wanting = True
         if group.first in self._early:
             return Arrival.KNOWN
         full = len(self._early) >= EARLY_GROUPS_MAX or self._early_bytes + len(group.raw) > EARLY_BYTES_MAX

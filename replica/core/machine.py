@@ -401,7 +401,7 @@ class ReplicaCore:
             if inbox.wanting:
                 wanted.setdefault(log, log)
         for log, first_asked in wanted.items():
-            if log == self.number or log in self.exposed:
+            if log == self.number or log in self.exposed or not self._inboxes[log].has_room:
                 continue
             ask = (first_asked + self._asked[log]) % self.genesis.n
             if ask == self.number:

@@ -77,7 +77,7 @@ class Outbox:
         self._on_failed = on_failed
         self._loop = asyncio.get_running_loop()
         self._thread = ThreadPoolExecutor(1, "outbox")
-        self._received: list[StoredGroup] = []
+        self._received: dict[tuple[int, int], StoredGroup] = {}  # by log and first: a peer may send one group often
         self._received_bytes = 0
         self._to_say: tuple[bytes, ...] | None = None
         self._unstored: tuple[int, bytes] | None = None  # the last own group's attestation
@@ -92,11 +92,12 @@ class Outbox:
 
     def received(self, group: VerifiedGroup) -> None:
         """Keep a verified group of another log: durable before anything is said that may depend on it."""
-        if self._failed:
+        if self._failed or (group.author, group.first) in self._received:
             return
         attestation = group.raw[: -len_of_payloads(group)]
         payloads = group.raw[len(attestation) :]
-        self._received.append(StoredGroup(group.author, group.first, group.last, attestation, payloads))
+        stored = StoredGroup(group.author, group.first, group.last, attestation, payloads)
+        self._received[group.author, group.first] = stored
         self._received_bytes += len(group.raw)
         if self._received_bytes > STORE_AFTER_BYTES:
             self._start()
@@ -117,7 +118,8 @@ class Outbox:
         if self._timer is not None:
             self._timer.cancel()
         if not self._failed and (self._received or self._unstored is not None):
-            await self._loop.run_in_executor(self._thread, self._store.write, self._received, self._unstored, None)
+            received = list(self._received.values())
+            await self._loop.run_in_executor(self._thread, self._store.write, received, self._unstored, None)
         self._thread.shutdown(wait=True)
 
     def _start(self) -> None:
@@ -128,7 +130,7 @@ class Outbox:
             self._timer = None
         if self._to_say is None and not self._received:
             return
-        received, self._received = self._received, []
+        received, self._received = list(self._received.values()), {}
         self._received_bytes = 0
         self._work = self._loop.run_in_executor(self._thread, self._speak, received, self._unstored, self._to_say)
         self._work.add_done_callback(self._spoken)

@@ -38,7 +38,9 @@ class ClientsMixin:
     def client(self, deadline_s=20.0, key=None, **settings) -> Client:
         # Quick to dial again: tests kill and restart replicas.
         timing = Timing(connect_s=5.0, backoff_first_s=0.02, backoff_s_max=0.2)
-        return Client(self.cluster, key or self.key(), deadline_s=deadline_s, settings=Settings(**settings), timing=timing)
+        return Client(
+            self.cluster, key or self.key(), deadline_s=deadline_s, settings=Settings(**settings), timing=timing
+        )
 
     async def reports(self, client, deadline_s=5.0) -> dict[int, dict]:
         """Return the report of every replica that can be reached."""
@@ -111,20 +113,18 @@ class Processes(ClientsMixin, contextlib.AbstractContextManager):
     def start(self, *numbers: int, file_bytes_max: int | None = None) -> None:
         """Start replicas (default: all). file_bytes_max: their disk is full beyond files of this size."""
 
-        def limit() -> None:
-            if file_bytes_max is not None:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes_max, file_bytes_max))
-
         for number in numbers or range(self.cluster.genesis.n):
             with self.log_path(number).open("ab") as stderr:
-                self._children[number] = subprocess.Popen(  # noqa: PLW1509 - no threads run while children start
+                self._children[number] = subprocess.Popen(
                     replica_command(self.folder(number)),
                     stdin=subprocess.DEVNULL,
                     stdout=stderr,
                     stderr=stderr,
                     env=self._environment,
-                    preexec_fn=limit,
                 )
+            if file_bytes_max is not None:
+                limits = (file_bytes_max, file_bytes_max)
+                resource.prlimit(self._children[number].pid, resource.RLIMIT_FSIZE, limits)
 
     def start_and_wait(self, *numbers: int) -> None:
         self.start(*numbers)

@@ -1,0 +1,204 @@
+"""What the documents say is run: README's commands and examples, the several-machines page, the demo."""
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+from replica.application import Context, OperationError, load_application
+from replica.core.state import BucketedMap
+
+ROOT = Path(__file__).parents[2]
+PROGRAMS = {"trustlog": "trustlog", "trustlog-replica": "replica", "trustlog-client": "client"}
+DEADLINE_S = 60
+
+
+def commands(page: str) -> list[str]:
+    """The indented command lines of a page, comments cut off."""
+    lines = re.findall(
+        r"^    ((?:\w+=\S+ )*(?:trustlog|make|source|export)\b.*)$", (ROOT / page).read_text(), re.MULTILINE
+    )
+    return [line.split(" #")[0].strip() for line in lines]
+
+
+def python_blocks(page: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+
+
+def as_process(line: str) -> list[str]:
+    """A command line of the documents, run by this interpreter's packages."""
+    words = shlex.split(line)
+    while "=" in words[0]:
+        words.pop(0)
+    return [sys.executable, "-m", f"{PROGRAMS[words[0]]}.cli.main", *words[1:]]
+
+
+def environment(**more: str) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("TRUSTLOG")}
+    return kept | {"PYTHONPATH": f"{ROOT}{os.pathsep}.", "PYTHONUNBUFFERED": "1"} | more
+
+
+def run(line: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        as_process(line),
+        cwd=cwd,
+        env=environment(**more),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+
+
+class Dev:
+    """`trustlog-replica dev` in the background."""
+
+    def __init__(self, line: str, cwd: Path) -> None:
+        self.log = cwd / "dev.log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(as_process(line), cwd=cwd, env=environment(), stdout=log, stderr=log)
+
+    def __enter__(self) -> Self:
+        """Wait until the cluster's directory is there, as a user would who reads the banner."""
+        deadline = time.monotonic() + DEADLINE_S
+        while b"put greeting hello" not in self.log.read_bytes():
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.02)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.send_signal(signal.SIGINT)
+        self.process.wait(DEADLINE_S)
+
+
+def test_readme_cluster_and_application(tmp_path: Path) -> None:
+    """The commands of "A cluster of your own" and "An application in 20 lines", in a directory with a space."""
+    cwd = tmp_path / "a b"
+    cwd.mkdir()
+    lines = commands("README.md")
+    first, second = (line for line in lines if " dev " in line)
+    (cwd / "votes.py").write_text(next(block for block in python_blocks("README.md") if "class Votes" in block))
+    with Dev(first, cwd) as dev:
+        cluster = re.search(r"dev (\S+)", first)
+        assert cluster is not None
+        uses = [line for line in lines if line.startswith("trustlog-client") and "-c " not in line]
+        assert len(uses) >= 5
+        for line in uses:
+            done = run(line, cwd, TRUSTLOG_CLUSTER=cluster[1])
+            assert done.returncode == 0, (line, done.stderr, dev.log.read_text()[-2000:])
+        example = next(block for block in python_blocks("README.md") if "Client.from_dir" in block)
+        done = subprocess.run(
+            [sys.executable, "-c", example],
+            cwd=cwd,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert (done.returncode, done.stdout) == (0, "b'hello'\n"), done.stderr
+    assert dev.process.returncode == 0
+    with Dev(second, cwd) as dev:
+        line = next(line for line in lines if "vote alice" in line)
+        done = run(line, cwd)
+        assert (done.returncode, done.stdout.strip()) == (0, "1"), (done.stderr, dev.log.read_text()[-2000:])
+        again = run(line, cwd)
+        assert again.returncode == 1
+        assert "voted already" in again.stderr
+
+
+def test_readme_application_refuses_and_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "votes.py").write_text(next(block for block in python_blocks("README.md") if "class Votes" in block))
+    monkeypatch.syspath_prepend(tmp_path)
+    votes = load_application("votes:Votes")
+    context = Context(BucketedMap(), client=b"k" * 65)
+    assert votes.apply(b"vote alice", context) == b"1"
+    with pytest.raises(OperationError):
+        votes.apply(b"vote bob", context)
+    assert votes.apply(b"count alice", context) == b"1"
+
+
+def test_several_machines_page(tmp_path: Path) -> None:
+    """keygen three times, assemble, run, client-key: with loopback addresses instead of the documentation's."""
+    lines = commands("replica/cluster/README.md")
+    keygen = next(line for line in lines if "keygen" in line)
+    ports = []
+    for number in range(3):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            ports.append(free.getsockname()[1])
+        line = keygen.replace("replica-0", f"replica-{number}").replace("--number 0", f"--number {number}")
+        line = re.sub(r"--address \S+", f"--address 127.0.0.1:{ports[-1]}", line)
+        (tmp_path / "my-cluster").mkdir(exist_ok=True)
+        done = run(line, tmp_path)
+        assert done.returncode == 0, done.stderr
+        # What a user copies to the machine that assembles.
+        made = tmp_path / "my-cluster" / f"replica-{number}" / f"replica-{number}.public.toml"
+        shutil.copy(made, tmp_path)
+    for line in (
+        next(line for line in lines if "assemble" in line),
+        next(line for line in lines if "client-key" in line),
+    ):
+        done = run(line, tmp_path)
+        assert done.returncode == 0, done.stderr
+    running = []
+    try:
+        for number in range(3):
+            line = next(line for line in lines if "run" in line.split()).replace("replica-0", f"replica-{number}")
+            with (tmp_path / f"{number}.log").open("wb") as log:
+                running.append(
+                    subprocess.Popen(as_process(line), cwd=tmp_path, env=environment(), stdout=log, stderr=log)
+                )
+        done = run("trustlog-client -c my-cluster --deadline 30 put a b", tmp_path)
+        assert done.returncode == 0, (done.stderr, (tmp_path / "0.log").read_text())
+    finally:
+        for process in running:
+            process.terminate()
+        assert [process.wait(20) for process in running] == [0, 0, 0]
+
+
+def test_one_attestation_is_verified_offline(tmp_path: Path) -> None:
+    """`inspect` of a stopped replica and `trustlog verify` with a public key: yes; with another context or key: no."""
+    assert run("trustlog-replica init c --base-port 0", tmp_path).returncode == 0
+    with Dev("trustlog-replica dev c", tmp_path) as dev:
+        done = run("trustlog-client -c c --deadline 30 put a b", tmp_path)
+        assert done.returncode == 0, (done.stderr, dev.log.read_text()[-2000:])
+    done = run("trustlog-replica inspect c/replica-1 --log 0 --index 1 -o json", tmp_path)
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "group.json").write_text(done.stdout)
+    context = re.search(r'"context": "([0-9a-f]{64})"', done.stdout)
+    assert context is not None
+    good = f"trustlog verify --key c/replica-0/log/log.pub --context {context[1]} group.json -o json"
+    assert run(good, tmp_path).returncode == 0
+    assert run(good.replace("replica-0", "replica-1"), tmp_path).returncode == 1
+    assert run(good.replace(context[1], "0" * 64), tmp_path).returncode == 1
+    assert run(good.replace(context[1], "0" * 63), tmp_path).returncode == 2
+    missing = run("trustlog-replica inspect c/replica-1 --log 0 --index 999999 -o json", tmp_path)
+    assert missing.returncode == 1
+
+
+@pytest.mark.timeout(180)
+def test_make_demo_as_a_user_would(tmp_path: Path) -> None:
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, ROOT / "deploy" / "demo" / "demo.py"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=170,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "5932 records, all equal" in done.stdout
+    assert "verified" in done.stdout
+    assert "nothing lost" in done.stdout
+    assert time.monotonic() - started < 60, "the demo takes more than the minute that the README gives it"

@@ -1,0 +1,175 @@
+"""Requests wait in turn, within bounds, once each; nothing is left of what was executed."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from replica.apps import kv
+from replica.core import requests as module
+from replica.core.batch import BATCH_OVERHEAD_MAX, make_batch
+from replica.core.envelope import Envelope
+from replica.core.genesis import Limits
+from replica.core.requests import QueueFullError, RequestQueue
+from tests.replica.core.harness import FakeClient, make_genesis
+from tests.replica.core.support import examples
+
+G = make_genesis()
+LIMITS = Limits(batch_envelopes_max=6)
+
+
+def envelopes(client: int, count: int, value: bytes = b"v") -> list[Envelope]:
+    source = FakeClient(G, client)
+    return [source.operations(kv.put(b"k", value)) for _ in range(count)]
+
+
+def owners(taken: list[Envelope]) -> list[int]:
+    return [envelope.client[1] for envelope in taken]
+
+
+def empty(queue: RequestQueue) -> bool:
+    return not (len(queue) or queue._unproposed or queue._counts or queue._bytes or queue.unproposed)
+
+
+def test_clients_are_served_in_turn():
+    queue = RequestQueue(LIMITS)
+    flood, quiet, other = envelopes(100, 10), envelopes(101, 1), envelopes(102, 2)
+    for envelope in (*flood, *quiet, *other):
+        queue.add(envelope, 0)
+    first = queue.take_batch()
+    assert owners(first) == [100, 101, 102, 100, 102, 100]
+    assert [e for e in first if e.client[1] == 100] == flood[:3], "one client's requests in order of arrival"
+    queue.add(envelopes(103, 1)[0], 0)
+    assert owners(queue.take_batch()) == [100, 103, 100, 100, 100, 100], "a newcomer waits one turn, not for the flood"
+
+
+def test_the_turn_goes_on_where_the_last_batch_ended():
+    queue = RequestQueue(Limits(batch_envelopes_max=2))
+    for client in (100, 101, 102):
+        for envelope in envelopes(client, 2):
+            queue.add(envelope, 0)
+    assert [owners(queue.take_batch()) for _ in range(4)] == [[100, 101], [102, 100], [101, 102], []]
+
+
+def test_a_batch_keeps_the_agreed_size():
+    limits = Limits(operation_bytes_max=3000, envelope_bytes_max=8000, batch_bytes_max=12096)
+    assert not limits.problems()
+    queue = RequestQueue(limits)
+    waiting = envelopes(100, 8, bytes(2800))
+    for envelope in waiting:
+        queue.add(envelope, 0)
+    sizes = []
+    while taken := queue.take_batch():
+        raw = make_batch(0, (0,) * 64, taken).raw
+        sizes.append(len(taken))
+        assert len(raw) <= limits.batch_bytes_max
+    assert sizes == [(limits.batch_bytes_max - BATCH_OVERHEAD_MAX) // (len(waiting[0].raw) + 4)] * 2 + [2]
+
+
+def test_the_largest_envelope_always_fits():
+    limits = Limits(operation_bytes_max=1000, envelope_bytes_max=2024, batch_bytes_max=2024 + 4096)
+    queue = RequestQueue(limits)
+    size = limits.envelope_bytes_max - len(envelopes(100, 1, b"")[0].raw)
+    envelope = envelopes(100, 1, bytes(size))[0]
+    assert len(envelope.raw) == limits.envelope_bytes_max
+    queue.add(envelope, 0)
+    assert queue.take_batch() == [envelope]
+
+
+def test_the_same_bytes_wait_once():
+    queue = RequestQueue(LIMITS)
+    envelope = envelopes(100, 1)[0]
+    waiting = queue.add(envelope, 7)
+    assert waiting is not None
+    assert queue.find(envelope) is waiting
+    assert queue.add(envelope, 8) is None
+    assert (len(queue), list(queue)) == (1, [waiting])
+    assert queue.take_batch() == [envelope]
+    assert queue.add(envelope, 9) is None, "proposed, and not proposed again"
+    assert not queue.unproposed
+    queue.executed(envelope)
+    assert empty(queue)
+
+
+def test_one_client_cannot_take_all_the_room(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "REQUESTS_PER_CLIENT_MAX", 3)
+    monkeypatch.setattr(module, "REQUESTS_MAX", 5)
+    queue = RequestQueue(LIMITS)
+    flood = envelopes(100, 4)
+    for envelope in flood[:3]:
+        queue.add(envelope, 0)
+    with pytest.raises(QueueFullError, match="this client"):
+        queue.add(flood[3], 0)
+    for envelope in envelopes(101, 2):
+        queue.add(envelope, 0)
+    with pytest.raises(QueueFullError, match="this replica"):
+        queue.add(envelopes(102, 1)[0], 0)
+    assert len(queue) == 5
+    assert queue.add(flood[0], 0) is None, "known ones are no news, even when it is full"
+    queue.executed(flood[0])
+    queue.add(flood[3], 0)
+
+
+def test_bytes_are_bounded_per_client_and_over_all(monkeypatch: pytest.MonkeyPatch):
+    size = len(envelopes(100, 1)[0].raw)
+    monkeypatch.setattr(module, "REQUEST_BYTES_PER_CLIENT_MAX", 2 * size)
+    monkeypatch.setattr(module, "REQUEST_BYTES_MAX", 3 * size)
+    queue = RequestQueue(LIMITS)
+    mine = envelopes(100, 3)
+    queue.add(mine[0], 0)
+    queue.add(mine[1], 0)
+    with pytest.raises(QueueFullError, match="this client"):
+        queue.add(mine[2], 0)
+    queue.add(envelopes(101, 1)[0], 0)
+    with pytest.raises(QueueFullError, match="this replica"):
+        queue.add(envelopes(102, 1)[0], 0)
+
+
+def test_old_requests_are_forgotten_unless_they_are_proposed():
+    queue = RequestQueue(Limits(batch_envelopes_max=1))
+    old, older, young = envelopes(100, 3)
+    queue.add(older, 1)
+    queue.add(old, 2)
+    queue.add(young, 10)
+    assert queue.take_batch() == [older]
+    queue.forget_before(10)
+    assert [w.envelope for w in queue] == [older, young]
+    queue.executed(older)
+    assert queue.take_batch() == [young]
+    queue.executed(young)
+    assert empty(queue)
+
+
+def test_executing_what_never_waited_changes_nothing():
+    queue = RequestQueue(LIMITS)
+    a, b = envelopes(100, 2)
+    queue.executed(a)
+    queue.add(a, 0)
+    queue.executed(b)
+    assert queue.find(a) is not None
+    assert queue.find(b) is None
+
+
+@examples(80)
+@given(st.lists(st.tuples(st.sampled_from(["add", "take", "execute", "forget"]), st.integers(0, 11)), max_size=60))
+def test_nothing_leaks_in_any_order_of_events(steps: list[tuple[str, int]]):
+    pool = [envelope for client in (100, 101, 102) for envelope in envelopes(client, 4)]
+    queue = RequestQueue(LIMITS)
+    proposed: list[Envelope] = []
+    for now, (step, which) in enumerate(steps):
+        if step == "add":
+            queue.add(pool[which], now)
+        elif step == "take":
+            proposed += queue.take_batch()
+        elif step == "execute":
+            queue.executed(pool[which])
+        else:
+            queue.forget_before(now - which)
+        assert queue._bytes == sum(len(w.envelope.raw) for w in queue)
+        assert sum(count for count, _ in queue._counts.values()) == len(queue)
+        assert sum(map(len, queue._unproposed.values())) == sum(not w.proposed for w in queue)
+        assert all(queue._unproposed.values())
+    for envelope in pool:
+        queue.executed(envelope)
+    assert empty(queue)

@@ -1,0 +1,493 @@
+"""Every rule of a log, each broken once: in view 0, and in a later view that carries votes over.
+
+A world is what one reader knows. In the later view (4, primary 1) everything up to slot 4 is checkpointed, the view
+opened with base 4 and top 6, so slots 5 and 6 are carried and the primary proposes from 7 on.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from replica.core import rules
+from replica.core.entries import (
+    Checkpoint,
+    Commit,
+    Entry,
+    NewView,
+    Prepare,
+    PrePrepare,
+    Reference,
+    Suspect,
+    ViewChange,
+)
+from replica.core.genesis import Genesis
+from replica.core.logstate import Departure, LogState, Opening, initial_states
+from replica.core.rules import Reading, Verdict, Violation, Wait, apply_entry, judge
+from tests.replica.core.harness import make_genesis
+from tests.replica.core.support import junk_batch
+
+D = b"d" * 32
+LATER = 4
+
+
+@dataclass
+class World:
+    view: int
+    genesis: Genesis = field(default_factory=make_genesis)
+    states: list[LogState] = field(default_factory=lambda: initial_states(3))
+    executed: int = 0
+    stable: int = 0
+
+    def __post_init__(self) -> None:
+        if self.view == LATER:
+            self.executed = 4
+            for state in self.states:
+                state.position, state.view, state.last_checkpoint, state.top = 20, LATER, 4, 6
+                state.view_change_at[LATER] = Departure(15, 4, 6)
+            primary = self.states[self.primary]
+            primary.opened[LATER] = Opening(base=4, top=6)
+            for slot in (5, 6):
+                primary.vote(LATER, slot, D)
+
+    @property
+    def primary(self) -> int:
+        return self.view % 3
+
+    @property
+    def backup(self) -> int:
+        return (self.view + 1) % 3
+
+    @property
+    def due(self) -> int:
+        """The slot that the primary proposes next in the fresh world."""
+        return 1 if self.view == 0 else 7
+
+    @property
+    def base(self) -> int:
+        return 0 if self.view == 0 else 4
+
+    def reading(self) -> Reading:
+        return Reading(self.genesis, self.states, self.executed, self.stable)
+
+    def judge(self, author: int, entry: Entry) -> Verdict:
+        before = [state.copy() for state in self.states]
+        verdict = judge(self.states[author], entry, self.reading())
+        assert self.states == before, "judging changes nothing"
+        return verdict
+
+    def say(self, author: int, *entries: Entry) -> World:
+        """Write good entries."""
+        for entry in entries:
+            assert self.judge(author, entry) is None, entry
+            apply_entry(self.states[author], entry)
+            self.states[author].check()
+        return self
+
+    def proposal(self, slot: int, view: int | None = None, cut: tuple[int, ...] | None = None) -> PrePrepare:
+        if cut is None:
+            cut = (0, 0, 0) if slot % 4 == 0 else ()
+        return PrePrepare(self.view if view is None else view, slot, junk_batch(slot, cut))
+
+    def proposed(self, count: int) -> World:
+        """Have the primary propose `count` slots."""
+        return self.say(self.primary, *(self.proposal(self.due + i) for i in range(count)))
+
+    def prepare(self, slot: int) -> Prepare:
+        return Prepare(self.view, slot, D)
+
+    def commit(self, slot: int) -> Commit:
+        return Commit(self.view, slot, D)
+
+    def voted(self, count: int) -> World:
+        """Have the backup vote for everything from the base on, `count` slots."""
+        return self.say(self.backup, *(self.prepare(self.base + 1 + i) for i in range(count)))
+
+
+BREACHES: list[tuple[str, str, Callable[[World], tuple[int, Entry]]]] = []
+
+
+def breach(rule: str, name: str) -> Callable[[Callable[[World], tuple[int, Entry]]], object]:
+    """Register a case: it prepares the world and returns the author and the entry that breaks `rule`."""
+
+    def register(case: Callable[[World], tuple[int, Entry]]) -> object:
+        BREACHES.append((rule, name, case))
+        return case
+
+    return register
+
+
+for _kind, _make in {
+    "PRE-PREPARE": lambda w, view: (w.primary, w.proposal(w.due, view)),
+    "PREPARE": lambda w, view: (w.backup, Prepare(view, w.base + 1, D)),
+    "COMMIT": lambda w, view: (w.backup, Commit(view, w.base + 1, D)),
+    "SUSPECT": lambda w, view: (w.backup, Suspect(view)),
+    "NEW-VIEW": lambda w, view: (w.primary, NewView(view, (Reference(0, 1), Reference(1, 1)))),
+}.items():
+    # One view on, one full turn on (the same primary), and one back.
+    for _step in (1, 3, -1):
+        breach("wrong-view", f"{_kind} {_step:+}")(
+            lambda w, make=_make, step=_step: make(w, w.view + step if w.view + step >= 0 else 7)
+        )
+
+
+@breach("not-primary", "a backup proposes")
+def _(w: World):
+    return w.backup, w.proposal(w.due)
+
+
+@breach("not-primary", "a backup opens the view")
+def _(w: World):
+    return w.backup, NewView(w.view, (Reference(0, 15), Reference(1, 15)))
+
+
+@breach("view-not-open", "a proposal before NEW-VIEW")
+def _(w: World):
+    del w.states[w.primary].opened[w.view]
+    return w.primary, w.proposal(w.due)
+
+
+@breach("proposed-twice", "a second proposal for a slot")
+def _(w: World):
+    w.proposed(2)
+    return w.primary, w.proposal(w.due + 1)
+
+
+@breach("proposed-twice", "the slot below the first one due")
+def _(w: World):
+    return w.primary, w.proposal(w.due - 1)
+
+
+@breach("proposed-twice", "a slot that its own checkpoint covers")
+def _(w: World):
+    w.executed = 8
+    w.say(w.primary, Checkpoint(8, D))
+    return w.primary, w.proposal(8)
+
+
+@breach("slot-skipped", "a proposal leaves a slot out")
+def _(w: World):
+    return w.primary, w.proposal(w.due + 1)
+
+
+@breach("slot-skipped", "a vote leaves a slot out")
+def _(w: World):
+    w.proposed(3)
+    return w.backup, w.prepare(w.base + 2)
+
+
+@breach("slot-skipped", "a commit leaves a slot out")
+def _(w: World):
+    w.proposed(3).voted(3)
+    return w.backup, w.commit(w.base + 2)
+
+
+@breach("beyond-window", "a proposal")
+def _(w: World):
+    w.proposed(8 if w.view == 0 else 6)  # up to last_checkpoint + 8
+    return w.primary, w.proposal(w.base + 9)
+
+
+@breach("beyond-window", "a vote")
+def _(w: World):
+    w.proposed(8 if w.view == 0 else 6).voted(8)
+    return w.backup, w.prepare(w.base + 9)
+
+
+@breach("cut-ahead", "a cut beyond the proposer's own log")
+def _(w: World):
+    w.proposed(3 if w.view == 0 else 1)
+    own = w.states[w.primary].position + 1
+    return w.primary, w.proposal(w.base + 4, cut=tuple(own if log == w.primary else 0 for log in range(3)))
+
+
+@breach("primary-prepared", "the primary votes by PREPARE")
+def _(w: World):
+    w.proposed(1)
+    return w.primary, w.prepare(w.due)
+
+
+@breach("voted-twice", "a second vote for a slot")
+def _(w: World):
+    w.proposed(2).voted(2)
+    return w.backup, w.prepare(w.base + 2)
+
+
+@breach("voted-twice", "a vote for what its own checkpoint covers")
+def _(w: World):
+    w.executed = w.base + 4
+    w.proposed(4).say(w.backup, Checkpoint(w.base + 4, D))
+    return w.backup, w.prepare(w.base + 4)
+
+
+@breach("committed-twice", "a second commit for a slot")
+def _(w: World):
+    w.proposed(2).voted(2).say(w.backup, w.commit(w.base + 1), w.commit(w.base + 2))
+    return w.backup, w.commit(w.base + 2)
+
+
+@breach("committed-twice", "a commit for what its own checkpoint covers")
+def _(w: World):
+    w.executed = w.base + 4
+    w.proposed(4).voted(4).say(w.backup, Checkpoint(w.base + 4, D))
+    return w.backup, w.commit(w.base + 4)
+
+
+@breach("commit-without-vote", "a backup")
+def _(w: World):
+    w.proposed(2).voted(1).say(w.backup, w.commit(w.base + 1))
+    return w.backup, w.commit(w.base + 2)
+
+
+@breach("commit-without-vote", "a backup that never voted in the view")
+def _(w: World):
+    w.proposed(1)
+    return w.backup, w.commit(w.base + 1)
+
+
+@breach("commit-without-vote", "a primary beyond its proposals and what it carried")
+def _(w: World):
+    w.say(w.primary, *(w.commit(slot) for slot in range(w.base + 1, w.due)))
+    return w.primary, w.commit(w.due)
+
+
+@breach("checkpoint-misplaced", "not a multiple of the interval")
+def _(w: World):
+    w.executed = 6
+    return w.backup, Checkpoint(6, D)
+
+
+@breach("checkpoint-backwards", "the same checkpoint twice")
+def _(w: World):
+    w.executed = 8
+    w.say(w.backup, Checkpoint(8, D))
+    return w.backup, Checkpoint(8, D)
+
+
+@breach("checkpoint-backwards", "an earlier checkpoint")
+def _(w: World):
+    w.executed = 12
+    w.say(w.backup, Checkpoint(12, D))
+    return w.backup, Checkpoint(8, D)
+
+
+@breach("suspected-twice", "a second SUSPECT of a view")
+def _(w: World):
+    w.say(w.backup, Suspect(w.view))
+    return w.backup, Suspect(w.view)
+
+
+@breach("view-backwards", "VIEW-CHANGE to the own view")
+def _(w: World):
+    return w.backup, ViewChange(w.view)
+
+
+@breach("view-backwards", "VIEW-CHANGE to view 0")
+def _(w: World):
+    return w.backup, ViewChange(0)
+
+
+@breach("opened-twice", "a second NEW-VIEW")
+def _(w: World):
+    return w.primary, NewView(w.view, (Reference(0, 15), Reference(1, 15)))
+
+
+@breach("reference-ahead", "a reference beyond its author's own log")
+def _(w: World):
+    del w.states[w.primary].opened[w.view]
+    return w.primary, NewView(w.view, (Reference(w.primary, w.states[w.primary].position + 1), Reference(2, 15)))
+
+
+@breach("wrong-reference", "an entry that is no VIEW-CHANGE")
+def _(w: World):
+    del w.states[w.primary].opened[w.view]
+    for state in w.states:
+        state.position = 20
+        state.view_change_at[w.view] = Departure(15, 0, 0)
+    return w.primary, NewView(w.view, (Reference(0, 15), Reference(1, 14)))
+
+
+@breach("wrong-reference", "a VIEW-CHANGE to another view")
+def _(w: World):
+    del w.states[w.primary].opened[w.view]
+    for state in w.states:
+        state.position = 20
+        state.view_change_at = {w.view + 1: Departure(15, 0, 0)}
+    return w.primary, NewView(w.view, (Reference(0, 15), Reference(2, 15)))
+
+
+@pytest.mark.parametrize("view", [0, LATER])
+@pytest.mark.parametrize(("rule", "name", "case"), BREACHES, ids=[f"{rule}: {name}" for rule, name, _ in BREACHES])
+def test_a_broken_rule_is_named(rule: str, name: str, case: Callable[[World], tuple[int, Entry]], view: int):
+    world = World(view)
+    author, entry = case(world)
+    verdict = world.judge(author, entry)
+    assert isinstance(verdict, Violation), f"{name}: {verdict}"
+    assert verdict.rule == rule
+    assert verdict.text
+
+
+@pytest.mark.parametrize(("rule", "name", "case"), BREACHES, ids=[f"{rule}: {name}" for rule, name, _ in BREACHES])
+def test_no_knowledge_of_other_logs_excuses_a_breach(rule: str, name: str, case: Callable[[World], tuple[int, Entry]]):
+    """Second principle: what other replicas said, executed or forgot changes no violation into something good."""
+    world = World(0)
+    author, entry = case(world)
+    if rule == "wrong-reference":
+        return  # NEW-VIEW's rule alone reads the entries that it names
+    for executed, stable in ((0, 0), (100, 0), (100, 100)):
+        for other in world.states:
+            if other.author != author:
+                other.position += 5
+                other.suspected = True
+                other.vote(0, 1, b"x" * 32)
+        verdict = judge(world.states[author], entry, Reading(world.genesis, world.states, executed, stable))
+        assert isinstance(verdict, Violation)
+        assert verdict.rule == rule
+
+
+def test_every_rule_has_a_case():
+    tree = ast.parse(inspect.getsource(rules))
+    named = {
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and node.value.replace("-", "").isalpha()
+        and node.value.islower()
+        and "-" in node.value
+    }
+    assert named == {rule for rule, _, _ in BREACHES}
+    assert len(named) > 15
+
+
+def test_every_kind_of_entry_is_judged():
+    assert rules._JUDGES.keys() == {PrePrepare, Prepare, Commit, Checkpoint, Suspect, ViewChange, NewView}
+
+
+WAITS: list[tuple[str, Callable[[World], tuple[int, Entry, tuple[int, ...], Callable[[], object]]]]] = []
+
+
+def wait(name: str):
+    def register(case):
+        WAITS.append((name, case))
+        return case
+
+    return register
+
+
+@wait("PREPARE until it was proposed")
+def _(w: World):
+    slot = w.due
+    w.say(w.backup, *(w.prepare(s) for s in range(w.base + 1, slot)))
+    return w.backup, w.prepare(slot), (w.primary,), lambda: w.proposed(1)
+
+
+@wait("PREPARE until its slot is stable here")
+def _(w: World):
+    slot = w.due
+    w.say(w.backup, *(w.prepare(s) for s in range(w.base + 1, slot)))
+    return w.backup, w.prepare(slot), (w.primary,), lambda: setattr(w, "stable", 8)
+
+
+@wait("a cut until every position was read")
+def _(w: World):
+    w.proposed(3 if w.view == 0 else 1)
+    ahead = w.states[w.backup].position + 1
+    entry = w.proposal(w.base + 4, cut=tuple(ahead if log != w.primary else 0 for log in range(3)))
+    others = tuple(log for log in range(3) if log != w.primary)
+
+    def come() -> None:
+        for log in others:
+            w.states[log].position += 1
+
+    return w.primary, entry, others, come
+
+
+@wait("CHECKPOINT until its slot is executed here")
+def _(w: World):
+    others = tuple(log for log in range(3) if log != w.backup)
+    return w.backup, Checkpoint(8, D), others, lambda: setattr(w, "executed", 8)
+
+
+@wait("VIEW-CHANGE until q replicas want the view")
+def _(w: World):
+    w.say(w.backup, Suspect(w.view))
+    others = tuple(log for log in range(3) if log != w.backup)
+    return w.backup, ViewChange(w.view + 1), others, lambda: w.say(w.primary, Suspect(w.view))
+
+
+@wait("VIEW-CHANGE that skips views")
+def _(w: World):
+    others = tuple(log for log in range(3) if log != w.backup)
+
+    def come() -> None:
+        for log in others:
+            w.states[log].view = w.view + 5
+
+    return w.backup, ViewChange(w.view + 5), others, come
+
+
+@wait("PREPARE until NEW-VIEW")
+def _(w: World):
+    opening = w.states[w.primary].opened.pop(w.view)
+    entry = w.prepare(w.base + 1)
+
+    def come() -> None:
+        w.states[w.primary].opened[w.view] = opening
+        w.states[w.primary].vote(w.view, w.base + 1, D)
+
+    return w.backup, entry, (w.primary,), come
+
+
+@wait("COMMIT until NEW-VIEW")
+def _(w: World):
+    opening = w.states[w.primary].opened.pop(w.view)
+    w.states[w.backup].last_vote = w.base + 1
+    return (
+        w.backup,
+        w.commit(w.base + 1),
+        (w.primary,),
+        lambda: w.states[w.primary].opened.__setitem__(w.view, opening),
+    )
+
+
+@wait("NEW-VIEW until every entry that it names was read")
+def _(w: World):
+    del w.states[w.primary].opened[w.view]
+    for state in w.states:
+        state.view_change_at[w.view] = Departure(15, 4, 6)
+        state.position = 15
+    w.states[w.backup].position = 14
+    entry = NewView(w.view, (Reference(w.primary, 15), Reference(w.backup, 15)))
+    return w.primary, entry, (w.backup,), lambda: setattr(w.states[w.backup], "position", 15)
+
+
+@pytest.mark.parametrize("view", [0, LATER])
+@pytest.mark.parametrize(("name", "case"), WAITS, ids=[name for name, _ in WAITS])
+def test_an_entry_waits_for_its_causes(name: str, case, view: int):
+    world = World(view)
+    author, entry, logs, come = case(world)
+    verdict = world.judge(author, entry)
+    assert isinstance(verdict, Wait), f"{name}: {verdict}"
+    assert verdict.logs == logs
+    assert verdict.why
+    come()
+    assert world.judge(author, entry) is None
+
+
+@pytest.mark.parametrize("view", [0, LATER])
+def test_a_good_log_from_the_first_vote_to_the_next_checkpoint(view: int):
+    w = World(view)
+    w.proposed(8 if view == 0 else 6).voted(8)
+    w.say(w.primary, *(w.commit(slot) for slot in range(w.base + 1, w.base + 9)))
+    w.say(w.backup, *(w.commit(slot) for slot in range(w.base + 1, w.base + 9)))
+    w.executed = w.base + 8
+    for author in (w.primary, w.backup):
+        w.say(author, Checkpoint(w.base + 4, D), Checkpoint(w.base + 8, D))
+    w.say(w.primary, w.proposal(w.base + 9))
+    w.say(w.backup, w.prepare(w.base + 9), w.commit(w.base + 9), Suspect(view))
+    assert w.states[w.backup].wants == view + 1
