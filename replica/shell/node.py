@@ -35,6 +35,8 @@ from replica.core.events import (
     Stable,
     Tick,
     VerifiedGroup,
+    ViewEntered,
+    ViewOpened,
 )
 from replica.core.layout import LayoutError
 from replica.core.machine import ReplicaCore
@@ -105,6 +107,8 @@ class Node:
             Refuse: self._refuse,
             Executed: lambda _: None,
             Stable: lambda effect: self.log.debug("checkpoint stable", slot=effect.slot),
+            ViewEntered: lambda effect: self.log.warning("entering view", view=effect.view, primary=self.core.primary),
+            ViewOpened: lambda effect: self.log.info("view open", view=effect.view, base=effect.base, top=effect.top),
             Exposed: self._on_exposed,
             Lied: self._on_lie,
             Forked: self._on_forked,
