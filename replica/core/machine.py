@@ -282,6 +282,9 @@ class ReplicaCore:
         self._inboxes[log].pop()
         carried = carry(entry, self._known.states, self.stable) if isinstance(entry, NewView) else None
         apply_entry(state, entry)
+        if isinstance(entry, PrePrepare | Prepare | Commit) and entry.slot <= self.stable:
+            # A log that is read late speaks of slots that are long stable; nothing of that is kept.
+            state.prune(self.stable)
         if carried is None:
             self._count(log, index, entry)
         else:
