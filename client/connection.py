@@ -159,6 +159,7 @@ class ReplicaLink:
         self.cluster, self.place, self.key, self.owner = cluster, place, key, owner
         self.problem = "not connected yet"
         self.settled = asyncio.Event()  # set once the first attempt succeeded or failed
+        self.backoff_s = timing.backoff_first_s
         self._timing = timing
         self._context = client_context(place.certificate_der)
         self._connection: ReplicaConnection | None = None
@@ -197,7 +198,6 @@ class ReplicaLink:
     async def run(self) -> None:
         """Connect, and connect again whenever the connection ends; until cancelled."""
         loop = asyncio.get_running_loop()
-        backoff = self._timing.backoff_first_s
         while True:
             began = loop.time()
             await self._converse()
@@ -205,10 +205,10 @@ class ReplicaLink:
             self.owner.link_down(self.place.number, self.problem)
             # A replica that welcomes and at once disconnects does not get this client to dial in a tight loop.
             if loop.time() - began >= self._timing.backoff_s_max:
-                backoff = self._timing.backoff_first_s
+                self.backoff_s = self._timing.backoff_first_s
             # Random, so that many clients of a restarted replica do not all come back at once.
-            await asyncio.sleep(backoff * _random.uniform(0.5, 1.0))
-            backoff = min(2 * backoff, self._timing.backoff_s_max)
+            await asyncio.sleep(self.backoff_s * _random.uniform(0.5, 1.0))
+            self.backoff_s = min(2 * self.backoff_s, self._timing.backoff_s_max)
 
     async def _converse(self) -> None:
         """Dial, shake hands and return when the connection has ended; `problem` says why."""

@@ -72,6 +72,14 @@ class Driver:
         self._tasks = [
             self._loop.create_task(link.run(), name=f"link to replica {link.place.number}") for link in self.links
         ]
+        for task in self._tasks:
+            task.add_done_callback(self._link_ended)
+
+    def _link_ended(self, task: asyncio.Task[None]) -> None:
+        # A link runs until it is cancelled; that it ends by an exception is a mistake in this program.
+        if not task.cancelled() and task.exception() is not None:
+            context = {"message": f"{task.get_name()} broke", "exception": task.exception()}
+            self._loop.call_exception_handler(context)
 
     async def close(self) -> None:
         """Give up what waits and end the connections."""

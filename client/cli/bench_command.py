@@ -127,7 +127,7 @@ def show(output: Output, levels: Sequence[Level], measured_cluster: dict[str, An
     """Print a measurement."""
     processes = list(levels[0].cpu_us_per_operation) if levels else []
     headings = ["at once", "ops/s", "min", "max", "p50 ms", "p99 ms"]
-    headings += [f"{name.replace('replica ', 'r')} µs" for name in processes]
+    headings += [f"{name.replace('replica ', 'r').replace(GENERATOR, 'cl')} µs" for name in processes]
     rows = [
         (
             level.concurrency,
@@ -154,6 +154,8 @@ def show(output: Output, levels: Sequence[Level], measured_cluster: dict[str, An
         return
     output.result(data, "", table)
     if output.format == "table":
-        click.echo("\nmedians over the runs, and the least and greatest rate; µs: CPU time per operation")
+        click.echo(
+            "\nmedians over the runs, and the least and greatest rate; µs: CPU time per operation, cl is the client"
+        )
         for line in about:
             click.echo(line)

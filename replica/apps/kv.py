@@ -61,6 +61,8 @@ class KeyValue:
             replaced = key in state
             state.put(key, operation[body_at:])
             return b"\x01" if replaced else b"\x00"
+        if code in {Code.GET, Code.DELETE} and len(operation) != body_at:
+            raise OperationError("not an operation of the key-value store")
         if code == Code.GET:
             return _found(state.get(key))
         if code == Code.DELETE:

@@ -2,6 +2,8 @@
 
 from replica.application import Context, OperationError
 
+NUMBER_DIGITS_MAX = 20
+
 
 class Ledger:
     """`append <text>` returns the record's number; `read <number>` returns slot, agreed time and text."""
@@ -15,8 +17,8 @@ class Ledger:
             context.state.put(b"record/%020d" % number, record)
             context.state.put(b"last", b"%d" % number)
             return b"%d" % number
-        if verb == b"read" and argument.isdigit():
-            found = context.state.get(b"record/%020d" % int(argument[:20]))
+        if verb == b"read" and argument.isdigit() and len(argument) <= NUMBER_DIGITS_MAX:
+            found = context.state.get(b"record/%020d" % int(argument))
             if found is None:
                 raise OperationError("no such record")
             return found

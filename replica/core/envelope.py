@@ -70,6 +70,7 @@ class Status(IntEnum):
     FORGOTTEN = 4  # acknowledged, or its result is no longer kept: not executed again
     VOID = 5  # an opening whose `void after` has passed or lies too far ahead: no session
     BUSY = 6  # an opening for which there is no room: no session
+    TOO_LARGE = 7  # no room in the reply beside the envelope's other results: not executed; ask again with fewer
 
 
 @dataclass(frozen=True, slots=True, order=True)

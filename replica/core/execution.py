@@ -129,7 +129,8 @@ class Executor:
     def _execute_operation(self, operation: bytes, budget: int) -> Result:
         result = self._apply(operation)
         if result.status == Status.OK and len(result.value) > budget:
-            result = Result(Status.ERROR, self.slot, b"the results of one envelope are too large; send fewer at once")
+            # Kept like any result, so that a replay of the envelope does not execute later what is refused now.
+            result = Result(Status.TOO_LARGE, self.slot, b"")
         if result.status == Status.OK:
             self.state.commit()
         else:
@@ -143,7 +144,7 @@ class Executor:
         try:
             value = self._application.apply(operation, self._context)
         except OperationError as error:
-            return Result(Status.ERROR, self.slot, str(error).encode()[:ERROR_TEXT_BYTES_MAX])
+            return Result(Status.ERROR, self.slot, _text(error))
         except _FATAL:
             raise
         except Exception as error:  # noqa: BLE001 - whatever an application raises is a result, alike everywhere
@@ -153,3 +154,8 @@ class Executor:
         if len(value) > self._limits.result_bytes_max:
             return Result(Status.ERROR, self.slot, b"the result is too large")
         return Result(Status.OK, self.slot, value)
+
+
+def _text(error: OperationError) -> bytes:
+    # An application may quote an operation that is not text: lone surrogates must not become an exception here.
+    return str(error).encode("utf-8", "backslashreplace")[:ERROR_TEXT_BYTES_MAX]

@@ -34,6 +34,7 @@ class Inbox:
     """One log's groups, from arrival to reading.
 
     received: index of the last entry that arrived in order; head: the chain's head there, 32 bytes.
+    contradiction: the group that contradicts what was taken, once one came.
     seen: the highest index that any group of this log, kept or dropped, has shown to exist.
     unread: payloads in order, each with its index and the group that holds it.
     """
@@ -43,6 +44,7 @@ class Inbox:
     seen: int = 0
     unread: deque[tuple[int, bytes, VerifiedGroup]] = field(default_factory=deque)
     unread_bytes: int = 0
+    contradiction: VerifiedGroup | None = None
     _early: dict[int, VerifiedGroup] = field(default_factory=dict)
     _early_bytes: int = 0
 
@@ -66,6 +68,7 @@ class Inbox:
         # A log attests each index once, so a group that reaches back over the end, or one that continues from another
         # head, cannot be: one trusted part has attested two histories.
         if group.first != self.received + 1 or group.head_before != self.head:
+            self.contradiction = group
             return Arrival.FORKED
         if not self.has_room:
             return Arrival.DROPPED
@@ -73,6 +76,7 @@ class Inbox:
         while (following := self._early.pop(self.received + 1, None)) is not None:
             self._early_bytes -= len(following.raw)
             if following.head_before != self.head:
+                self.contradiction = following
                 return Arrival.FORKED
             self._take(following)
         self._drop_overtaken()

@@ -193,10 +193,10 @@ class ReplicaCore:
         if arrival not in {Arrival.TAKEN, Arrival.EARLY}:
             self.refusals[f"group-{arrival.value}"] += 1
         if arrival is Arrival.FORKED:
-            index = min(group.first, self._inboxes[group.author].received + 1)
+            other = self._inboxes[group.author].contradiction or group
             self.exposed[group.author] = Violation("forked", "two attestations contradict each other")
             self._known.blind.add(group.author)
-            self._effects.append(Forked(group.author, index, group))
+            self._effects.append(Forked(group.author, other.first, other))
         elif arrival is Arrival.TAKEN:
             self._read_logs()
 
@@ -236,8 +236,9 @@ class ReplicaCore:
 
     def _on_recovered(self) -> None:
         own = self._inboxes[self.number]
-        if own.unread or self.number in self.exposed:
-            why = self.waiting_for(self.number) or "a rule broken"
+        if own.unread or own.received < own.seen or self.number in self.exposed:
+            missing = "a rule broken" if self.number in self.exposed else "it is missing"
+            why = self.waiting_for(self.number) or missing
             self._halt(
                 f"entry {self._known.states[self.number].position + 1} of this replica's own log cannot be read again "
                 f"({why}): its store lost what that entry depends on; restore the store or replace the replica"
@@ -296,6 +297,8 @@ class ReplicaCore:
         self.exposed[log] = why
         self._known.blind.add(log)
         self._effects.append(Exposed(log, index, why, group))
+        if log == self.number and self._live:
+            self._halt(f"entry {index} of this replica's own log breaks a rule ({why.text}); report this")
         return False
 
     def _open_view(self, log: int, view: int, carried: Carry) -> None:

@@ -49,6 +49,7 @@ STRANGERS_MAX = 256
 HANDSHAKE_S = 5.0
 CLIENTS_MAX = 2048
 CONNECTIONS_PER_CLIENT_MAX = 512
+CONNECTIONS_PER_REPLICA_MAX = 4
 IDLE_S = 60.0
 LISTEN_BACKLOG = 512
 NONCE_SIZE = 32
@@ -176,6 +177,12 @@ class Server:
         self.client_count += 1
         return True
 
+    def admit_replica(self, number: int) -> None:
+        """Make room for another connection of this replica: its oldest may be what a restart left behind."""
+        same = [connection for connection in self._connections if connection.replica == number and connection.is_open]
+        for connection in sorted(same, key=lambda one: one.welcomed_at)[: 1 - CONNECTIONS_PER_REPLICA_MAX or None]:
+            connection.refuse("too-many-connections-of-a-replica")
+
     def drop_idle(self, now: float) -> None:
         """Close connections that were not heard of for a minute: the other end may be gone without a word."""
         for connection in list(self._connections):
@@ -187,11 +194,14 @@ class Server:
 class ServerConnection(MessageProtocol):
     """A connection that was accepted: a stranger's, then a client's or a replica's."""
 
+    holds_back = True
+
     def __init__(self, server: Server) -> None:
         super().__init__(server.refusals)
         self.role: str | None = None
         self.client: bytes | None = None
         self.replica: int | None = None
+        self.welcomed_at = 0.0
         self.known: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._server = server
         self._node = server.node
@@ -275,11 +285,13 @@ class ServerConnection(MessageProtocol):
         if presented is None or presented != hello.number or presented == self._node.number:
             self._refuse_hello("not-that-replica", f"your certificate is not replica {hello.number}'s")
             return
+        self._server.admit_replica(hello.number)
         self.replica = hello.number
         self._welcome("replica")
 
     def _welcome(self, role: str) -> None:
         self.role = role
+        self.welcomed_at = self._loop.time()
         self.frame_bytes_max = FRAME_BYTES_MAX
         self.send(Welcome(self._node.core.executed, self._node.core.view))
         if not self.known.done():

@@ -73,6 +73,7 @@ class Streams:
         self._number = number
         self._store = store
         self._last = last
+        self._published = 0
         self._recent = [Recent() for _ in range(n)]
         self._readers: set[Reader] = set()
         self._thread = ThreadPoolExecutor(1, "streams")
@@ -81,6 +82,7 @@ class Streams:
     def publish(self, released: ReleasedGroup) -> None:
         """Give a released group to every reader that is up to date; the others come to it."""
         group = released.group
+        self._published = group.last
         self._recent[self._number].add(group)
         frame = encode_frame(GroupMessage(self._number, group.raw))
         for reader in self._readers:
@@ -122,6 +124,10 @@ class Streams:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._thread.shutdown(wait=True)
 
+    def _end(self) -> int:
+        """Return the last index there is to send. A group is published before the core has read it."""
+        return max(self._published, self._last())
+
     def _serve_later(self, reader: Reader) -> None:
         if not reader.busy and reader.connection.writable:
             self._start(self._serve(reader))
@@ -138,7 +144,7 @@ class Streams:
         reader.busy = True
         try:
             while reader.connection.is_open and reader.connection.writable:
-                if reader.next is None or reader.next > self._last():
+                if reader.next is None or reader.next > self._end():
                     return
                 groups = await self._groups(self._number, reader.next)
                 if not groups:
@@ -157,7 +163,7 @@ class Streams:
                 reader.connection.send(GroupMessage(log, raw))
         finally:
             reader.busy = False
-        if reader.next is not None and reader.next <= self._last():
+        if reader.next is not None and reader.next <= self._end():
             self._serve_later(reader)
 
     async def _groups(self, log: int, first: int) -> list[tuple[int, bytes]]:

@@ -11,6 +11,8 @@ from replica.wire.messages import HANDSHAKE_FRAME_BYTES_MAX, Message, decode_mes
 WRITE_BUFFER_HIGH = 1024 * 1024
 # A peer that lets this much wait does not read; it is disconnected.
 WRITE_BUFFER_MAX = 32 * 1024 * 1024
+# A connection that holds back handles so many messages before it lets others have their turn of the loop.
+TURN_MESSAGES_MAX = 64
 
 
 class MessageProtocol(asyncio.Protocol):
@@ -19,7 +21,12 @@ class MessageProtocol(asyncio.Protocol):
     A subclass implements `message_received` and may extend `opened` and `closed`. Bytes that are not a message close
     the connection and are counted under `refusals`. Before the handshake is over, frames are limited to 4 KiB; the
     subclass raises `frame_bytes_max` afterwards.
+
+    With `holds_back`, reading pauses while answers wait to be sent: small questions with large answers would cost
+    memory without bound. One end of a connection only may do so, or two ends could wait for each other for ever.
     """
+
+    holds_back = False
 
     def __init__(self, refusals: Counter[str] | None = None) -> None:
         self.transport: asyncio.Transport | None = None
@@ -30,6 +37,8 @@ class MessageProtocol(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._received = bytearray()
         self._to_send: list[bytes] = []
+        self._to_send_bytes = 0
+        self._paused = False
 
     # To be implemented by subclasses.
 
@@ -57,6 +66,9 @@ class MessageProtocol(asyncio.Protocol):
         if not self._to_send:
             self._loop.call_soon(self._flush)
         self._to_send.append(frame)
+        self._to_send_bytes += len(frame)
+        if self._to_send_bytes > WRITE_BUFFER_MAX:
+            self.refuse("does-not-read")
 
     @property
     def is_open(self) -> bool:
@@ -71,7 +83,7 @@ class MessageProtocol(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close at once; what waits to be sent is dropped."""
-        self._to_send.clear()
+        self._drop_to_send()
         if self.transport is not None:
             self.transport.abort()
 
@@ -93,7 +105,7 @@ class MessageProtocol(asyncio.Protocol):
         """See asyncio.Protocol."""
         self.transport = None
         self._received.clear()
-        self._to_send.clear()
+        self._drop_to_send()
         self.closed(str(exc) if exc else "closed by the other side")
 
     def pause_writing(self) -> None:
@@ -104,14 +116,22 @@ class MessageProtocol(asyncio.Protocol):
         """See asyncio.Protocol."""
         self.writable = True
         self.drained()
+        self._go_on()
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
         self.last_heard = self._loop.time()
+        self._received += data
+        if not self._paused:
+            self._read_frames()
+
+    def _read_frames(self) -> None:
         received = self._received
-        received += data
-        position = 0
+        position = handled = 0
         while len(received) - position >= U32.size and self.is_open:
+            if self.holds_back and (handled == TURN_MESSAGES_MAX or self._answers_wait()):
+                self._pause()
+                break
             (size,) = U32.unpack_from(received, position)
             if size > self.frame_bytes_max:
                 self.refuse("oversized-frame")
@@ -121,6 +141,7 @@ class MessageProtocol(asyncio.Protocol):
                 break
             body = bytes(memoryview(received)[position + U32.size : end])
             position = end
+            handled += 1
             try:
                 self.message_received(decode_message(body))
             except LayoutError:
@@ -128,11 +149,34 @@ class MessageProtocol(asyncio.Protocol):
                 return
         del received[:position]
 
+    def _answers_wait(self) -> bool:
+        return not self.writable or self._to_send_bytes > WRITE_BUFFER_HIGH
+
+    def _pause(self) -> None:
+        if self.transport is not None and not self._paused:
+            self._paused = True
+            self.transport.pause_reading()
+            self._loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        """Read on after a pause, unless answers wait still: then what is sent calls again."""
+        if not self._paused or self.transport is None or not self.is_open or self._answers_wait():
+            return
+        self._paused = False
+        self.transport.resume_reading()
+        self._read_frames()
+
+    def _drop_to_send(self) -> None:
+        self._to_send.clear()
+        self._to_send_bytes = 0
+
     def _flush(self) -> None:
         if not self._to_send or self.transport is None:
-            self._to_send.clear()
+            self._drop_to_send()
             return
         self.transport.writelines(self._to_send)
-        self._to_send.clear()
+        self._drop_to_send()
         if self.transport.get_write_buffer_size() > WRITE_BUFFER_MAX:
             self.refuse("does-not-read")
+        elif self._paused:
+            self._loop.call_soon(self._go_on)

@@ -63,6 +63,14 @@ class FakeConnection(MessageProtocol):
         if isinstance(message, ClientHello):
             self.frame_bytes_max = FRAME_BYTES_MAX
             self.send(Welcome(fleet.executor.slot, fleet.view))
+            if "babble" in manners:
+                self._flush()
+                self.transport.write(b"\x00\x00\x00\x05hello")
+            elif "oversized" in manners:
+                self._flush()
+                self.transport.write(b"\xff\xff\xff\xff")
+            elif "welcome-twice" in manners:
+                self.send(Welcome(0, 0))
         elif "half-open" in manners:
             return
         elif isinstance(message, Ping):

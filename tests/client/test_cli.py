@@ -234,3 +234,18 @@ def test_every_help_has_an_example(command, capfdbinary):
     assert ended.value.code == 0
     out = capfdbinary.readouterr().out.decode()
     assert f"trustlog-client -c my-cluster {command}" in out or f"{command} -" in out.split("Example:")[1]
+
+
+def test_bench_measures_a_running_cluster(run):
+    code, out, err = run("bench", "--runs", "1", "--seconds", "0.1", "--concurrency", "5", "-o", "json")
+    found = document(out)
+    (level,) = found["levels"]
+    assert (code, level["concurrency"], err) == (0, 5, b"")
+    assert level["ops_per_second"] > 0
+    assert found["cluster"]["replicas"] == 3
+    assert found["machine"]["cpus"] >= 1
+    for form in ("plain", "table"):
+        code, out, _ = run("bench", "--runs", "1", "--seconds", "0.1", "--concurrency", "1", "-o", form)
+        assert code == 0
+        assert b"p99 ms" in out
+        assert b"load_average=" in out

@@ -1,12 +1,15 @@
 """Links and the asyncio shell against replicas that speak real TLS on loopback, well or badly."""
 
 import asyncio
+import json
+import ssl
 
 import pytest
 
-from client import Unreachable
+from client import Overloaded, Unreachable
 from client.connection import Timing
 from client.errors import Undecided
+from client.queries import number_in, read_report
 from replica.cluster.provision import init_cluster
 from tests.client.fake_cluster import until
 
@@ -157,3 +160,67 @@ async def test_status_shows_reachable_and_unreachable_replicas(fleet):
             assert found[0].report["number"] == 0
             assert found[1].problem
             assert client.driver.queries.reports == {}
+
+
+@pytest.mark.parametrize("manner", ["babble", "oversized", "welcome-twice"])
+async def test_what_is_no_message_ends_the_connection_and_harms_nobody(fleet, manner):
+    fleet.replicas[1].manners.add(manner)
+    async with fleet, fleet.client() as client:
+        await client.put("a", "b")
+        await until(lambda: "it sent what is no message" in client.driver.links[1].problem)
+        assert await client.get("a") == b"b"
+
+
+async def test_a_replica_that_disconnects_at_once_is_dialled_ever_more_slowly(fleet):
+    fleet.replicas[1].manners.add("babble")
+    timing = Timing(backoff_first_s=0.001, backoff_s_max=60.0)
+    async with fleet, fleet.client(timing=timing) as client:
+        await until(lambda: client.driver.links[1].backoff_s >= 0.064)
+
+
+async def test_the_pinned_certificate_is_compared_even_if_tls_let_another_pass(fleet, tmp_path, monkeypatch):
+    def trusting(_):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        return context
+
+    monkeypatch.setattr("client.connection.client_context", trusting)
+    init_cluster(tmp_path / "other", f=1, base_port=0)
+    replica = fleet.replicas[1]
+    await replica.start(tmp_path / "other" / "replica-1")
+    async with fleet.client() as client:
+        await until(client.driver.links[1].settled.is_set)
+        assert "TLS certificate is not the one in" in client.driver.links[1].problem
+        assert replica.seen["ClientHello"] == 0
+    await replica.stop()
+
+
+async def test_large_values_pass(fleet):
+    value = bytes(2**20 - 100)
+    async with fleet, fleet.client() as client:
+        await asyncio.gather(*(client.put(f"k{i}", value) for i in range(20)))
+        assert await client.get("k7") == value
+
+
+async def test_too_much_at_once_is_overloaded(fleet):
+    async with fleet.client(queue_operations_max=2, deadline_s=0.1) as client:
+        results = await asyncio.gather(*(client.put("k", "v") for _ in range(3)), return_exceptions=True)
+    assert [type(result) for result in results] == [Unreachable, Unreachable, Overloaded]
+
+
+async def test_a_report_may_hold_anything(fleet, monkeypatch):
+    answers = ["[" * 60_000, '{"a": ' * 5000, '{"a": 1e999, "b": NaN}', "[1]", '{"view": -1, "executed": "x"}', ""]
+    answers += ['{"x": ' + "[" * 500 + "]" * 500 + "}", json.dumps({"t": "\x1b[2J"}), '{"x": "' + "y" * 70_000 + '"}']
+    found = [read_report(answer.encode()) for answer in answers]
+    assert found[:6] == [{}, {}, {"a": None, "b": None}, {}, {"view": -1, "executed": "x"}, {}]
+    assert number_in(found[4], "view") == number_in(found[4], "executed") == number_in({}, "view") == 0
+    assert json.dumps(found[6]).count("[") == 7
+    assert found[7:] == [{"t": "?[2J"}, {}]
+    monkeypatch.setattr(fleet, "report", lambda number: {} if number else [])
+    async with fleet, fleet.client() as client:
+        await client.put("a", "b")
+        status = await client.status()
+        assert [(replica.reachable, replica.problem) for replica in status] == [
+            (True, "its report is not readable")
+        ] * 3

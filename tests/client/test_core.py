@@ -288,6 +288,12 @@ def test_envelopes_keep_to_the_agreed_limits_of_count_and_bytes():
     assert all(len(raw) <= 8000 for _, raw in h.sent)
     assert [len(envelope.operations) for _, envelope in h.decoded()] == [2, 2, 1]
 
+    h = Harness(operation_bytes_max=1000, envelope_bytes_max=2024).ready()
+    for ticket in range(900):
+        h.core.submit(ticket, b"x", h.now + 1000)
+    h.flush()
+    assert [len(raw) for _, raw in h.sent] == [2024, 2024, 145 + 64 + 5 * (900 - 2 * 363)]
+
 
 def test_the_largest_operation_fits_an_envelope_and_a_larger_one_is_a_misuse():
     h = Harness(operation_bytes_max=4000, envelope_bytes_max=5024).ready()
@@ -514,6 +520,7 @@ def test_an_opening_that_nobody_waits_for_is_not_repeated_but_its_answer_is_take
     h.submit("a", deadline=h.now + 100)
     _, opening = only(h.decoded())
     h.advance(10_000)
+    h.take(h.core.tick(h.now))
     assert h.outcomes == {"a": Failure.NOT_SENT}
     assert not h.sent
     for replica in (0, 1):

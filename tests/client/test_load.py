@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import sys
 
 import pytest
 
@@ -57,6 +58,15 @@ def test_load_reports_and_a_later_line_wins(run, tmp_path):
     assert found["records_per_second"] > 0
     for i in range(0, 700, 50):
         assert run("get", f"key{i}")[1] == b"value %d" % max(j for j in range(2000) if j % 700 == i)
+
+
+def test_a_terminal_sees_a_bar_and_stdout_does_not(run, tmp_path, monkeypatch):
+    (tmp_path / "records").write_bytes(b"a\tb\n")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    code, out, err = run("load", str(tmp_path / "records"), "-o", "json")
+    assert (code, document(out)["records"]) == (0, 1)
+    assert b"loading" in err
 
 
 def test_load_from_stdin_with_a_malformed_line_says_what_was_written(run):

@@ -1,11 +1,14 @@
 """The client against real replicas in processes of their own."""
 
 import asyncio
+import json
+import os
+import signal
 
 import pytest
 
 from client import Client
-from client.bench import initialise, started
+from client.bench import initialise, main, started
 
 pytestmark = pytest.mark.cluster
 
@@ -32,10 +35,18 @@ async def test_concurrent_clients_lose_and_repeat_nothing(cluster):
 
 
 @pytest.mark.asyncio
-async def test_it_serves_with_a_backup_killed(cluster):
-    import os
-    import signal
+async def test_large_values_read_at_once_do_not_crowd_each_other_out(cluster):
+    """Twelve values of 900 kB do not fit one reply: what finds no room is asked for again, not failed."""
+    directory, _ = cluster
+    async with Client.from_dir(directory, deadline_s=60) as client:
+        values = [bytes([i]) * 900_000 for i in range(12)]
+        for i, value in enumerate(values):
+            await client.put(f"large{i}", value)
+        assert await asyncio.gather(*(client.get(f"large{i}") for i in range(12))) == values
 
+
+@pytest.mark.asyncio
+async def test_it_serves_with_a_backup_killed(cluster):
     directory, pids = cluster
     async with Client.from_dir(directory, deadline_s=30) as client:
         await client.put("a", "b")
@@ -45,6 +56,18 @@ async def test_it_serves_with_a_backup_killed(cluster):
         assert len([key async for key, _ in client.scan("k")]) == 50
     found = await _reachable(directory)
     assert found == [True, True, False]
+
+
+def test_make_bench_runs_its_own_cluster_and_leaves_nothing_behind(tmp_path, capfd):
+    options = ["--runs", "1", "--seconds", "0.2", "--concurrency", "5", "--dir", str(tmp_path), "-o", "json"]
+    with pytest.raises(SystemExit) as ended:
+        main([*options, "--durability", "memory", "--ordering", "two-phase"])
+    found = json.loads(capfd.readouterr().out)
+    assert ended.value.code == 0
+    assert found["cluster"]["durability"] == "memory"
+    assert found["cluster"]["ordering"] == "two-phase"
+    assert set(found["levels"][0]["cpu_us_per_operation"]) == {"replica 0", "replica 1", "replica 2", "client"}
+    assert list(tmp_path.iterdir()) == []
 
 
 async def _reachable(directory):

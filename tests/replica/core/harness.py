@@ -22,8 +22,11 @@ from replica.core.events import (
     Appended,
     Effect,
     Executed,
+    Exposed,
     Fetch,
+    Forked,
     GroupReceived,
+    Lied,
     Recovered,
     Relay,
     RequestReceived,
@@ -84,7 +87,7 @@ def heads(genesis: Genesis) -> list[bytes]:
     return [genesis_head(log_id(m.log_public_key), 0) for m in genesis.members]
 
 
-def make_core(genesis: Genesis, number: int, application: object | None = None) -> ReplicaCore:
+def make_core(genesis: Genesis, number: int, application: object | None = None, *, live: bool = True) -> ReplicaCore:
     core = ReplicaCore(
         genesis,
         number,
@@ -92,7 +95,8 @@ def make_core(genesis: Genesis, number: int, application: object | None = None) 
         heads(genesis),
         lambda envelope: envelope.signature == GOOD_SIGNATURE,
     )
-    core.handle(Recovered())
+    if live:
+        core.handle(Recovered())
     return core
 
 
@@ -132,6 +136,7 @@ class Cluster:
         self.cut_off: set[tuple[int, int]] = set()  # (author, reader): nothing is delivered
         self.now = 0
         self.duplicate = 0.0
+        self.appending: set[int] = set()
 
     def request(self, envelope, to: int | None = None, relayed: bool = False) -> None:
         for replica in self.cores if to is None else (to,):
@@ -171,9 +176,14 @@ class Cluster:
         self.run(shuffle)
 
     def handle(self, replica: int, event) -> None:
+        if isinstance(event, Appended):
+            self.appending.discard(replica)
         for effect in self.cores[replica].handle(event):
             self.effects[replica].append(effect)
             if isinstance(effect, Append):
+                if replica in self.appending:
+                    raise AssertionError(f"replica {replica} appends while an append is under way")
+                self.appending.add(replica)
                 group = self.logs[replica].append(effect.payloads)
                 self.in_flight.append((replica, Appended(group)))
                 self.publish(group)
@@ -184,6 +194,20 @@ class Cluster:
                 for group in self.logs[effect.log].groups:
                     if effect.first <= group.last <= holder.received(effect.log):
                         self.in_flight.append((replica, GroupReceived(group)))
+
+    def check(self) -> None:
+        """Raise AssertionError unless all correct replicas agree and none of them accuses another."""
+        histories = [self.history(replica) for replica in self.cores]
+        longest = max(histories, key=len)
+        for replica, core in self.cores.items():
+            history = self.history(replica)
+            assert history == longest[: len(history)], f"replica {replica} executed something else"
+            assert [slot for slot, _ in history] == list(range(1, len(history) + 1))
+            assert core.halted is None, core.halted
+            blamed = [e for e in self.effects[replica] if isinstance(e, Exposed | Lied | Forked)]
+            assert all(e.log in self.faulty for e in blamed), blamed
+            for state in (*core._states, core._pen):
+                state.check()
 
     def replies(self, replica: int) -> list[OpenReply | OperationsReply]:
         return [decode_reply(e.reply, self.genesis.limits) for e in self.effects[replica] if isinstance(e, Send)]
@@ -198,8 +222,11 @@ class Cluster:
 def opened(cluster: Cluster, client: FakeClient) -> FakeClient:
     """Open the client's session; every correct replica has executed it afterwards."""
     slot = max(core.executed for core in cluster.cores.values())
-    cluster.request(client.open(nonce=struct.pack(">16s", client.key[1:9]), void_after=slot + 8))
+    nonce = struct.pack(">16s", client.key[1:9])
+    cluster.request(client.open(nonce=nonce, void_after=slot + 8))
     cluster.settle(2)
-    reply = next(r for core in cluster.cores for r in cluster.replies(core) if isinstance(r, OpenReply))
+    reply = next(
+        r for core in cluster.cores for r in cluster.replies(core) if isinstance(r, OpenReply) and r.nonce == nonce
+    )
     client.session = reply.session
     return client

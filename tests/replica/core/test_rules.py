@@ -1,15 +1,10 @@
-"""Every rule of a log, each broken once: in view 0, and in a later view that carries votes over.
-
-A world is what one reader knows. In the later view (4, primary 1) everything up to slot 4 is checkpointed, the view
-opened with base 4 and top 6, so slots 5 and 6 are carried and the primary proposes from 7 on.
-"""
+"""Every rule of a log, each broken once: in view 0, and in a later view that carries votes over."""
 
 from __future__ import annotations
 
 import ast
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import pytest
 
@@ -25,88 +20,9 @@ from replica.core.entries import (
     Suspect,
     ViewChange,
 )
-from replica.core.genesis import Genesis
-from replica.core.logstate import Departure, LogState, Opening, initial_states
-from replica.core.rules import Reading, Verdict, Violation, Wait, apply_entry, judge
-from tests.replica.core.harness import make_genesis
-from tests.replica.core.support import junk_batch
-
-D = b"d" * 32
-LATER = 4
-
-
-@dataclass
-class World:
-    view: int
-    genesis: Genesis = field(default_factory=make_genesis)
-    states: list[LogState] = field(default_factory=lambda: initial_states(3))
-    executed: int = 0
-    stable: int = 0
-
-    def __post_init__(self) -> None:
-        if self.view == LATER:
-            self.executed = 4
-            for state in self.states:
-                state.position, state.view, state.last_checkpoint, state.top = 20, LATER, 4, 6
-                state.view_change_at[LATER] = Departure(15, 4, 6)
-            primary = self.states[self.primary]
-            primary.opened[LATER] = Opening(base=4, top=6)
-            for slot in (5, 6):
-                primary.vote(LATER, slot, D)
-
-    @property
-    def primary(self) -> int:
-        return self.view % 3
-
-    @property
-    def backup(self) -> int:
-        return (self.view + 1) % 3
-
-    @property
-    def due(self) -> int:
-        """The slot that the primary proposes next in the fresh world."""
-        return 1 if self.view == 0 else 7
-
-    @property
-    def base(self) -> int:
-        return 0 if self.view == 0 else 4
-
-    def reading(self) -> Reading:
-        return Reading(self.genesis, self.states, self.executed, self.stable)
-
-    def judge(self, author: int, entry: Entry) -> Verdict:
-        before = [state.copy() for state in self.states]
-        verdict = judge(self.states[author], entry, self.reading())
-        assert self.states == before, "judging changes nothing"
-        return verdict
-
-    def say(self, author: int, *entries: Entry) -> World:
-        """Write good entries."""
-        for entry in entries:
-            assert self.judge(author, entry) is None, entry
-            apply_entry(self.states[author], entry)
-            self.states[author].check()
-        return self
-
-    def proposal(self, slot: int, view: int | None = None, cut: tuple[int, ...] | None = None) -> PrePrepare:
-        if cut is None:
-            cut = (0, 0, 0) if slot % 4 == 0 else ()
-        return PrePrepare(self.view if view is None else view, slot, junk_batch(slot, cut))
-
-    def proposed(self, count: int) -> World:
-        """Have the primary propose `count` slots."""
-        return self.say(self.primary, *(self.proposal(self.due + i) for i in range(count)))
-
-    def prepare(self, slot: int) -> Prepare:
-        return Prepare(self.view, slot, D)
-
-    def commit(self, slot: int) -> Commit:
-        return Commit(self.view, slot, D)
-
-    def voted(self, count: int) -> World:
-        """Have the backup vote for everything from the base on, `count` slots."""
-        return self.say(self.backup, *(self.prepare(self.base + 1 + i) for i in range(count)))
-
+from replica.core.logstate import Departure
+from replica.core.rules import Reading, Violation, judge
+from tests.replica.core.rules_world import LATER, D, World
 
 BREACHES: list[tuple[str, str, Callable[[World], tuple[int, Entry]]]] = []
 
@@ -366,128 +282,3 @@ def test_every_rule_has_a_case():
 
 def test_every_kind_of_entry_is_judged():
     assert rules._JUDGES.keys() == {PrePrepare, Prepare, Commit, Checkpoint, Suspect, ViewChange, NewView}
-
-
-WAITS: list[tuple[str, Callable[[World], tuple[int, Entry, tuple[int, ...], Callable[[], object]]]]] = []
-
-
-def wait(name: str):
-    def register(case):
-        WAITS.append((name, case))
-        return case
-
-    return register
-
-
-@wait("PREPARE until it was proposed")
-def _(w: World):
-    slot = w.due
-    w.say(w.backup, *(w.prepare(s) for s in range(w.base + 1, slot)))
-    return w.backup, w.prepare(slot), (w.primary,), lambda: w.proposed(1)
-
-
-@wait("PREPARE until its slot is stable here")
-def _(w: World):
-    slot = w.due
-    w.say(w.backup, *(w.prepare(s) for s in range(w.base + 1, slot)))
-    return w.backup, w.prepare(slot), (w.primary,), lambda: setattr(w, "stable", 8)
-
-
-@wait("a cut until every position was read")
-def _(w: World):
-    w.proposed(3 if w.view == 0 else 1)
-    ahead = w.states[w.backup].position + 1
-    entry = w.proposal(w.base + 4, cut=tuple(ahead if log != w.primary else 0 for log in range(3)))
-    others = tuple(log for log in range(3) if log != w.primary)
-
-    def come() -> None:
-        for log in others:
-            w.states[log].position += 1
-
-    return w.primary, entry, others, come
-
-
-@wait("CHECKPOINT until its slot is executed here")
-def _(w: World):
-    others = tuple(log for log in range(3) if log != w.backup)
-    return w.backup, Checkpoint(8, D), others, lambda: setattr(w, "executed", 8)
-
-
-@wait("VIEW-CHANGE until q replicas want the view")
-def _(w: World):
-    w.say(w.backup, Suspect(w.view))
-    others = tuple(log for log in range(3) if log != w.backup)
-    return w.backup, ViewChange(w.view + 1), others, lambda: w.say(w.primary, Suspect(w.view))
-
-
-@wait("VIEW-CHANGE that skips views")
-def _(w: World):
-    others = tuple(log for log in range(3) if log != w.backup)
-
-    def come() -> None:
-        for log in others:
-            w.states[log].view = w.view + 5
-
-    return w.backup, ViewChange(w.view + 5), others, come
-
-
-@wait("PREPARE until NEW-VIEW")
-def _(w: World):
-    opening = w.states[w.primary].opened.pop(w.view)
-    entry = w.prepare(w.base + 1)
-
-    def come() -> None:
-        w.states[w.primary].opened[w.view] = opening
-        w.states[w.primary].vote(w.view, w.base + 1, D)
-
-    return w.backup, entry, (w.primary,), come
-
-
-@wait("COMMIT until NEW-VIEW")
-def _(w: World):
-    opening = w.states[w.primary].opened.pop(w.view)
-    w.states[w.backup].last_vote = w.base + 1
-    return (
-        w.backup,
-        w.commit(w.base + 1),
-        (w.primary,),
-        lambda: w.states[w.primary].opened.__setitem__(w.view, opening),
-    )
-
-
-@wait("NEW-VIEW until every entry that it names was read")
-def _(w: World):
-    del w.states[w.primary].opened[w.view]
-    for state in w.states:
-        state.view_change_at[w.view] = Departure(15, 4, 6)
-        state.position = 15
-    w.states[w.backup].position = 14
-    entry = NewView(w.view, (Reference(w.primary, 15), Reference(w.backup, 15)))
-    return w.primary, entry, (w.backup,), lambda: setattr(w.states[w.backup], "position", 15)
-
-
-@pytest.mark.parametrize("view", [0, LATER])
-@pytest.mark.parametrize(("name", "case"), WAITS, ids=[name for name, _ in WAITS])
-def test_an_entry_waits_for_its_causes(name: str, case, view: int):
-    world = World(view)
-    author, entry, logs, come = case(world)
-    verdict = world.judge(author, entry)
-    assert isinstance(verdict, Wait), f"{name}: {verdict}"
-    assert verdict.logs == logs
-    assert verdict.why
-    come()
-    assert world.judge(author, entry) is None
-
-
-@pytest.mark.parametrize("view", [0, LATER])
-def test_a_good_log_from_the_first_vote_to_the_next_checkpoint(view: int):
-    w = World(view)
-    w.proposed(8 if view == 0 else 6).voted(8)
-    w.say(w.primary, *(w.commit(slot) for slot in range(w.base + 1, w.base + 9)))
-    w.say(w.backup, *(w.commit(slot) for slot in range(w.base + 1, w.base + 9)))
-    w.executed = w.base + 8
-    for author in (w.primary, w.backup):
-        w.say(author, Checkpoint(w.base + 4, D), Checkpoint(w.base + 8, D))
-    w.say(w.primary, w.proposal(w.base + 9))
-    w.say(w.backup, w.prepare(w.base + 9), w.commit(w.base + 9), Suspect(view))
-    assert w.states[w.backup].wants == view + 1

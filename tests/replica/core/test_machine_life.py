@@ -1,0 +1,337 @@
+"""Durable before said; recovery; requests at the door."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from replica.apps import kv
+from replica.core import requests as requests_module
+from replica.core.entries import Commit, Entry, Prepare, PrePrepare, decode_entry
+from replica.core.envelope import Status, decode_reply
+from replica.core.events import (
+    Append,
+    Appended,
+    Executed,
+    Exposed,
+    GroupReceived,
+    Halt,
+    Recovered,
+    Refuse,
+    Relay,
+    RequestReceived,
+    Send,
+    Tick,
+)
+from replica.core.genesis import Ordering
+from replica.core.machine import RELAY_AGAIN_MS, REQUEST_AGE_MAX_MS, ReplicaCore
+from tests.replica.core.harness import Cluster, FakeClient, FakeLog, make_core, make_genesis, opened
+from tests.replica.core.support import Lone, junk_batch
+
+G = make_genesis()
+
+
+def kinds(effects: list) -> list[type]:
+    return [type(effect) for effect in effects]
+
+
+@pytest.mark.parametrize("ordering", Ordering)
+def test_own_entries_decide_nothing_before_they_are_durable(ordering: Ordering):
+    genesis = make_genesis(1, ordering)
+    lone = Lone(make_core(genesis, 1))
+    lone.hold = True
+    batch = junk_batch(1)
+    batch = PrePrepare(0, 1, batch).batch
+    client = FakeClient(genesis)
+    proposal = Lone(make_core(genesis, 0))
+    proposal.handle(RequestReceived(client.open(), relayed=False))
+    primary = proposal.log
+    vote = lone.handle(GroupReceived(primary.groups[0]))
+    assert kinds(vote) == [Append]
+    digest = decode_entry(primary.groups[0].payloads[0], genesis, genesis.cluster_id()).batch.digest  # type: ignore[union-attr]
+    if ordering is Ordering.THREE_PHASE:
+        assert [p[0] for p in vote[0].payloads] == [2, 3], "PREPARE and COMMIT, as one group"
+        primary.say(Commit(0, 1, digest))
+        assert kinds(lone.handle(GroupReceived(primary.groups[1]))) == []
+    assert lone.tick() == []
+    assert kinds(lone.release()) == [Executed, Send]
+
+
+def test_an_append_is_never_asked_for_while_one_is_under_way():
+    lone = Lone(make_core(G, 1))
+    lone.hold = True
+    primary = FakeLog(0)
+    for slot in range(1, 9):
+        cut = (0, 0, 0) if slot % 4 == 0 else ()
+        lone.handle(GroupReceived(primary.say(PrePrepare(0, slot, junk_batch(slot, cut)))))
+        lone.tick()
+        lone.handle(RequestReceived(FakeClient(G).open(), relayed=False))
+    assert len(lone.of(Append)) == 1
+    assert lone.core.is_appending
+    effects = lone.release()
+    assert kinds(effects).count(Append) == 1, "what came up meanwhile is said at once"
+    assert len(effects[-1].payloads) > 5
+    while lone.held:
+        lone.release()
+    assert not lone.core.is_appending
+
+
+def test_nothing_is_said_before_the_store_was_read():
+    core = make_core(G, 1, live=False)
+    primary = FakeLog(0)
+    effects = core.handle(GroupReceived(primary.say(PrePrepare(0, 1, junk_batch(1)))))
+    effects += core.handle(RequestReceived(FakeClient(G).open(), relayed=False), Tick(500, 500))
+    assert Append not in kinds(effects)
+    assert Send not in kinds(effects)
+    assert kinds(core.handle(Recovered())) == [Append]
+
+
+def test_recovery_sends_no_replies_again():
+    cluster = Cluster(G)
+    opened(cluster, FakeClient(G))
+    core = make_core(G, 0, live=False)
+    effects = [e for log in (1, 0, 2) for g in cluster.logs[log].groups for e in core.handle(GroupReceived(g))]
+    assert Executed in kinds(effects)
+    assert Send not in kinds(effects)
+
+
+def recover(cluster: Cluster, number: int, rng: random.Random) -> ReplicaCore:
+    """A new core from what the store of replica `number` holds: all of its own log, of others what it received."""
+    old = cluster.cores[number]
+    groups = [
+        group
+        for log in cluster.logs
+        for group in log.groups
+        if log.author == number or group.last <= old.received(log.author)
+    ]
+    rng.shuffle(groups)
+    core = make_core(cluster.genesis, number, live=False)
+    executed = [e for g in groups for e in core.handle(GroupReceived(g)) if isinstance(e, Executed)]
+    assert [(e.slot, e.batch.digest) for e in executed][: old.executed] == cluster.history(number)
+    core.handle(Tick(cluster.now, cluster.now))
+    cluster.effects[number] = list(executed)
+    cluster.in_flight = type(cluster.in_flight)(
+        (who, event) for who, event in cluster.in_flight if not (who == number and isinstance(event, Appended))
+    )
+    cluster.appending.discard(number)
+    cluster.cores[number] = core
+    cluster.handle(number, Recovered())
+    return core
+
+
+@pytest.mark.parametrize("ordering", Ordering)
+def test_reading_the_same_logs_again_gives_the_same_replica(ordering: Ordering):
+    genesis = make_genesis(2, ordering)
+    cluster = Cluster(genesis)
+    client = opened(cluster, FakeClient(genesis))
+    for number in range(10):
+        cluster.request(client.operations(kv.put(b"%d" % number, b"v")))
+        cluster.run()
+    for number in range(genesis.n):
+        old = cluster.cores[number]
+        new = recover(cluster, number, random.Random(number))
+        assert new.halted is None
+        assert new.executor.digest() == old.executor.digest()
+        assert (new.view, new.stable, new.executed, new.stable_digest) == (
+            old.view,
+            old.stable,
+            old.executed,
+            old.stable_digest,
+        )
+        for log in range(genesis.n):
+            assert (new.read(log), new.received(log), new.head(log)) == (
+                old.read(log),
+                old.received(log),
+                old.head(log),
+            )
+        assert new._states == old._states
+        assert new._pen == old._pen
+    cluster.request(client.operations(kv.put(b"last", b"v")))
+    cluster.settle(3)
+    cluster.check()
+    assert {len(cluster.history(number)) for number in cluster.cores} == {12}
+
+
+@pytest.mark.parametrize("ordering", Ordering)
+@pytest.mark.parametrize("seed", range(10))
+def test_replicas_that_restart_at_any_moment_break_no_rule(ordering: Ordering, seed: int):
+    """Its log may hold a group whose Appended never came; whatever was under way in it is lost."""
+    genesis = make_genesis(1 + seed % 2, ordering)
+    cluster = Cluster(genesis, seed=seed)
+    rng = cluster.random
+    client = opened(cluster, FakeClient(genesis))
+    restarts = 0
+    for number in range(12):
+        cluster.request(client.operations(kv.incr(b"n")))
+        for _ in range(rng.randrange(40)):
+            if cluster.in_flight:
+                cluster.in_flight.rotate(rng.randrange(len(cluster.in_flight)))
+                cluster.handle(*cluster.in_flight.popleft())
+        if rng.random() < 0.6:
+            recover(cluster, rng.randrange(genesis.n), rng)
+            restarts += 1
+        assert number < 12
+    # What was in flight to a restarted replica was lost with it; clients and streams bring it again.
+    for log in cluster.logs:
+        for group in log.groups:
+            cluster.publish(group)
+    for first in range(1, client.next):
+        cluster.request(client.operations(kv.incr(b"n"), first=first))
+    cluster.settle(30, shuffle=True)
+    cluster.check()
+    assert restarts > 3
+    assert {core.executor.state.get(b"n") for core in cluster.cores.values()} == {b"12"}
+    assert len({core.executor.digest() for core in cluster.cores.values()}) == 1
+
+
+def own_log(*entries: Entry) -> FakeLog:
+    log = FakeLog(1)
+    for entry in entries:
+        log.say(entry)
+    return log
+
+
+def restarted(*groups) -> tuple[ReplicaCore, list]:
+    core = make_core(G, 1, live=False)
+    for group in groups:
+        core.handle(GroupReceived(group))
+    return core, core.handle(Recovered())
+
+
+def test_an_own_entry_whose_cause_was_lost_halts():
+    batch = junk_batch(1)
+    core, effects = restarted(*own_log(Prepare(0, 1, batch.digest)).groups)
+    assert kinds(effects) == [Halt]
+    assert core.halted is not None
+    assert "entry 1 of this replica's own log cannot be read again (the proposal for slot 1" in core.halted
+    assert "restore the store" in core.halted
+    assert core.handle(GroupReceived(FakeLog(0).say(PrePrepare(0, 1, batch)))) == []
+
+
+def test_an_own_entry_that_breaks_a_rule_halts():
+    core, effects = restarted(*own_log(Commit(0, 1, bytes(32))).groups)
+    assert Halt in kinds(effects)
+    assert "a rule broken" in str(core.halted)
+
+
+def test_a_hole_in_the_own_log_halts():
+    """Else it would write what the hole hides a second time, and be exposed for it."""
+    batches = [junk_batch(n) for n in (1, 2, 3)]
+    own = own_log(*(Prepare(0, n, batch.digest) for n, batch in enumerate(batches, 1)))
+    primary = FakeLog(0)
+    proposals = [primary.say(PrePrepare(0, n, batch)) for n, batch in enumerate(batches, 1)]
+    core, effects = restarted(*proposals, own.groups[0], own.groups[2])
+    assert kinds(effects) == [Halt]
+    assert "entry 2 of this replica's own log" in str(core.halted)
+
+
+def test_a_peer_that_knows_more_of_the_own_log_halts_it():
+    cluster = Cluster(G)
+    opened(cluster, FakeClient(G))
+    core, effects = restarted(*cluster.logs[0].groups[:1])
+    assert kinds(effects) == [Append]
+    before = FakeLog(1)
+    appended, ahead = before.append(effects[0].payloads), before.say(b"said before the disk was restored")
+    assert core.handle(GroupReceived(appended)) == [], "what it just said may come back before it is told"
+    core.handle(Appended(appended))
+    assert kinds(core.handle(GroupReceived(ahead))) == [Halt]
+    assert "rolled back" in str(core.halted)
+
+
+def test_own_groups_from_peers_are_no_news_otherwise():
+    cluster = Cluster(G)
+    opened(cluster, FakeClient(G))
+    core = cluster.cores[1]
+    for group in cluster.logs[1].groups:
+        assert core.handle(GroupReceived(group)) == []
+    assert core.halted is None
+
+
+def test_an_attestation_that_does_not_continue_the_own_log_halts():
+    lone = Lone(make_core(G, 1))
+    lone.hold = True
+    lone.handle(GroupReceived(FakeLog(0).say(PrePrepare(0, 1, junk_batch(1)))))
+    elsewhere = FakeLog(1)
+    elsewhere.say(b"something that this replica never wrote")
+    effects = lone.core.handle(Appended(elsewhere.append(lone.held[0].group.payloads)))
+    assert kinds(effects) == [Halt]
+    assert "does not continue" in str(lone.core.halted)
+    assert lone.core.handle(Tick(1000, 1000)) == []
+
+
+def test_an_own_entry_that_breaks_a_rule_after_all_is_the_last_one():
+    lone = Lone(make_core(G, 1))
+    lone.hold = True
+    lone.handle(GroupReceived(FakeLog(0).say(PrePrepare(0, 1, junk_batch(1)))))
+    effects = lone.core.handle(Appended(FakeLog(1).say(Commit(0, 1, bytes(32)))))
+    assert kinds(effects) == [Exposed, Halt]
+    assert "entry 1 of this replica's own log breaks a rule" in str(lone.core.halted)
+
+
+def test_a_backup_relays_a_request_and_again_until_it_is_executed():
+    core = make_core(G, 2)
+    envelope = FakeClient(G).open()
+    assert core.handle(RequestReceived(envelope, relayed=False)) == [Relay(0, envelope)]
+    assert core.handle(RequestReceived(envelope, relayed=False)) == [], "it waits already"
+    assert core.handle(Tick(RELAY_AGAIN_MS - 1, 0)) == []
+    assert core.handle(Tick(RELAY_AGAIN_MS, 0)) == [Relay(0, envelope)]
+    assert core.handle(Tick(RELAY_AGAIN_MS + 1, 0)) == []
+    core.handle(Tick(REQUEST_AGE_MAX_MS + 1, 0))
+    assert core.requests_waiting == 0, "too old: its client still has it"
+
+
+def test_what_another_backup_relayed_is_not_relayed_further():
+    core = make_core(G, 2)
+    assert core.handle(RequestReceived(FakeClient(G).open(), relayed=True)) == []
+    assert [e for e in core.handle(Tick(5000, 0)) if isinstance(e, Relay)] == []
+
+
+def test_an_executed_request_is_answered_at_once_with_the_same_bytes():
+    cluster = Cluster(G)
+    client = opened(cluster, FakeClient(G))
+    envelope = client.operations(kv.incr(b"n"))
+    cluster.request(envelope)
+    cluster.settle(1)
+    for core in cluster.cores.values():
+        sent = [e.reply for e in cluster.of(core.number, Send)][-1]
+        for relayed in (False, True):
+            assert core.handle(RequestReceived(envelope, relayed)) == [Send(client.key, sent)]
+    assert len(cluster.history(0)) == 2
+
+
+def test_one_number_with_two_operations_runs_one_of_them_the_same_everywhere():
+    for seed in range(6):
+        cluster = Cluster(G, seed=seed)
+        client = opened(cluster, FakeClient(G))
+        one, two = (client.operations(kv.put(b"k", value), first=1) for value in (b"one", b"two"))
+        for replica in cluster.cores:
+            for envelope in cluster.random.sample((one, two), 2):
+                cluster.request(envelope, to=replica)
+        cluster.settle(3, shuffle=True)
+        cluster.check()
+        assert len({core.executor.state.get(b"k") for core in cluster.cores.values()}) == 1
+        replies = {r for i in cluster.cores for r in cluster.replies(i)[1:]}
+        assert len(replies) == 1
+        assert cluster.cores[0].executor.operations == 1
+
+
+def test_a_full_queue_is_said_to_the_sender_only(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(requests_module, "REQUESTS_MAX", 1)
+    core = make_core(G, 1)
+    core.handle(RequestReceived(FakeClient(G, 100).open(), relayed=False))
+    effects = core.handle(RequestReceived(FakeClient(G, 101).open(), relayed=False, source="somebody"))
+    assert [(type(e), e.source, e.code) for e in effects] == [(Refuse, "somebody", "busy")]
+    assert core.refusals["request-queue-full"] == 1
+
+
+def test_an_expired_session_is_ordered_and_answered_alike_by_all():
+    cluster = Cluster(G)
+    client = FakeClient(G)
+    cluster.request(client.operations(kv.put(b"k", b"v")))
+    cluster.settle(2)
+    cluster.check()
+    for replica, core in cluster.cores.items():
+        (reply,) = (decode_reply(e.reply, G.limits) for e in cluster.of(replica, Send))
+        assert [r.status for r in reply.results] == [Status.EXPIRED]  # type: ignore[union-attr]
+        assert len(core.executor.state) == 0
