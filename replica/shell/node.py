@@ -44,7 +44,7 @@ from replica.shell import status
 from replica.shell.links import Link
 from replica.shell.outbox import Outbox, ReleasedGroup, settle_last_group
 from replica.shell.server import Server, ServerConnection
-from replica.shell.store import Store, StoredGroup, StoreError
+from replica.shell.store import RESTORE, Store, StoredGroup, StoreError
 from replica.shell.streams import Streams
 from replica.shell.verify import EnvelopeVerifier, GroupVerifier
 from replica.wire.messages import Fetch as FetchMessage
@@ -173,7 +173,7 @@ class Node:
                     moved = True
         self._carry_out(self.core.handle(Recovered()))
         if self.core.halted is not None:
-            raise StoreError(self.core.halted)
+            raise StoreError(f"{self.store.path}: {self.core.halted}")
         own = self.trusted_log
         if (own.last, own.head) != (self.core.received(self.number), self.core.head(self.number)):
             raise StoreError(
@@ -187,7 +187,7 @@ class Node:
         except (LayoutError, VerificationError) as error:
             raise StoreError(
                 f"{self.store.path}: the group {row.first} to {row.last} of log {row.log} is damaged ({error}); "
-                "restore the file from a good copy, or replace this replica"
+                f"{RESTORE}"
             ) from error
 
     # Events

@@ -16,6 +16,7 @@ SCHEMA_VERSION = 1
 # SQLite pages that the write-ahead log may hold before they are moved to the main file: 16 MiB of 4 KiB pages.
 WAL_PAGES_MAX = 4096
 LOAD_ROWS = 64
+RESTORE = "restore the file from a good copy, or replace this replica"
 
 _SCHEMA = """
 create table if not exists meta (key text primary key, value blob not null) without rowid;
@@ -110,7 +111,14 @@ class Store:
 
     def read(self, log: int, first: int, rows_max: int = LOAD_ROWS) -> list[StoredGroup]:
         """Return groups of `log` that end at or above `first`, in order."""
-        found = self._db.execute(_SELECT, (log, first, rows_max)).fetchall()
+        try:
+            found = self._db.execute(_SELECT, (log, first, rows_max)).fetchall()
+        except sqlite3.Error as error:
+            raise StoreError(f"{self.path}: cannot read log {log} from {first} on: {error}; {RESTORE}") from error
+        for row in found:
+            # SQLite keeps whatever a damaged or edited file says, of whatever type.
+            if [type(value) for value in row] not in ([int, int, bytes, bytes], [int, int, type(None), bytes]):
+                raise StoreError(f"{self.path}: the group {row[0]} to {row[1]} of log {log} is damaged; {RESTORE}")
         return [StoredGroup(log, *row) for row in found]
 
     def groups(self, log: int, first: int = 0) -> Iterator[StoredGroup]:

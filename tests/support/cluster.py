@@ -13,6 +13,7 @@ import uvloop
 from client import Client
 from client.connection import Timing
 from client.events import Settings
+from replica.cluster.clusterfile import load_cluster_file
 from replica.cluster.keys import ClientKey, load_client_key
 from replica.cluster.provision import init_cluster, replica_folder_name
 from tests.support.waiting import until, wait_for
@@ -93,7 +94,8 @@ class Processes(ClientsMixin, contextlib.AbstractContextManager):
 
     def __init__(self, directory: Path, f: int = 1, extra_environment=None, **options) -> None:
         self.directory = directory
-        self.cluster = init_cluster(directory, f=f, base_port=0, **options)
+        exists = directory.exists()  # a copy of one that was made before
+        self.cluster = load_cluster_file(directory) if exists else init_cluster(directory, f=f, base_port=0, **options)
         self._environment = environment(**(extra_environment or {}))
         self._children: dict[int, subprocess.Popen] = {}
 

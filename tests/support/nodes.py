@@ -5,6 +5,7 @@ from pathlib import Path
 
 import structlog
 
+from replica.cluster.clusterfile import load_cluster_file
 from replica.cluster.home import load_home
 from replica.cluster.provision import init_cluster, replica_folder_name
 from replica.shell.node import Node
@@ -34,7 +35,8 @@ class Nodes(ClientsMixin, contextlib.AbstractAsyncContextManager):
 
     def __init__(self, directory: Path, f: int = 1, **options) -> None:
         self.directory = directory
-        self.cluster = init_cluster(directory, f=f, base_port=0, **options)
+        exists = directory.exists()  # a copy of one that was made before
+        self.cluster = load_cluster_file(directory) if exists else init_cluster(directory, f=f, base_port=0, **options)
         self.nodes: dict[int, Node] = {}
         self.stopped: dict[int, str] = {}
         self.logged = Logged()
