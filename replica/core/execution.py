@@ -147,7 +147,7 @@ class Executor:
             return Result(Status.ERROR, self.slot, _text(error))
         except _FATAL:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever an application raises is a result, alike everywhere
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever an application raises is a result, alike everywhere
             return Result(Status.ERROR, self.slot, f"operation failed: {type(error).__name__}".encode())
         if type(value) is not bytes:
             return Result(Status.ERROR, self.slot, b"the application did not return bytes")

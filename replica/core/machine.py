@@ -23,7 +23,6 @@ from replica.core.events import (
     Event,
     Executed,
     Exposed,
-    Fetch,
     Forked,
     GroupReceived,
     Halt,
@@ -39,6 +38,7 @@ from replica.core.events import (
     ViewOpened,
 )
 from replica.core.execution import Executor
+from replica.core.fetching import Fetcher
 from replica.core.genesis import Genesis
 from replica.core.inbox import Arrival, Inbox
 from replica.core.knowledge import initial_knowledge
@@ -46,13 +46,11 @@ from replica.core.layout import LayoutError
 from replica.core.patience import Patience
 from replica.core.pen import Pen
 from replica.core.quorum import is_quorum, primary
-from replica.core.requests import QueueFullError
+from replica.core.requests import QueueFullError, Waiting
 from replica.core.rules import Reading, Violation, Wait, apply_entry, apply_opening, judge
 
-# A cause that is missing for this long is asked for; then again, from the next replica.
-FETCH_AFTER_MS = 150
-# A request handed to the primary is handed over again after this long without being executed.
-RELAY_AGAIN_MS = 1000
+# A request is handed to the primary again when it is not executed for a while, each time for twice as long.
+RELAY_PAUSE_MS_MAX = 10_000
 VerifyEnvelope = Callable[[Envelope], bool]
 
 
@@ -85,13 +83,11 @@ class ReplicaCore:
         self._known = initial_knowledge(genesis)
         self._pen = Pen(number, self._known, self.patience)
         self._inboxes = [Inbox(head) for head in heads]
-        self._waits: dict[int, Wait] = {}
+        self._fetcher = Fetcher(number, genesis.n)
         self._heard_entry: dict[int, Entry] = {}
-        self._checkpoints: dict[int, dict[bytes, int]] = {}
+        self._checkpoints: dict[int, dict[int, tuple[int, bytes]]] = {}  # slot -> log -> (index, D)
         self._appending = False
         self._live = False
-        self._missing_since: dict[int, int] = {}
-        self._asked: Counter[int] = Counter()
         self._effects: list[Effect] = []
 
     # What the shell may look at.
@@ -154,7 +150,7 @@ class ReplicaCore:
 
     def waiting_for(self, log: int) -> str | None:
         """Return what the next entry of `log` waits for, in words, or None."""
-        wait = self._waits.get(log)
+        wait = self._fetcher.waits.get(log)
         return None if wait is None else wait.why
 
     def handle(self, *events: Event) -> list[Effect]:
@@ -196,8 +192,10 @@ class ReplicaCore:
             other = self._inboxes[group.author].contradiction or group
             self.exposed[group.author] = Violation("forked", "two attestations contradict each other")
             self._known.blind.add(group.author)
+            self._fetcher.moved(group.author)
             self._effects.append(Forked(group.author, other.first, other))
         elif arrival is Arrival.TAKEN:
+            self._fetcher.arrived(group.author)
             self._read_logs()
 
     def _on_appended(self, group: VerifiedGroup) -> None:
@@ -220,19 +218,23 @@ class ReplicaCore:
             self._effects.append(Refuse(event.source, "busy", str(full)))
             return
         if waiting is not None and self.primary != self.number and not event.relayed:
-            waiting.relayed_ms = self._known.now_ms
-            self._effects.append(Relay(self.primary, envelope))
+            self._relay(waiting)
 
     def _on_tick(self, event: Tick) -> None:
         self._known.now_ms = event.now_ms
         self._known.wall_ms = event.wall_ms
-        self._ask_for_what_is_missing()
+        self._effects.extend(self._fetcher.due(event.now_ms, self._inboxes, self.exposed))
         if self.primary == self.number or self.primary in self.exposed:
             return
         for waiting in self._known.requests:
-            if waiting.relayed_ms is None or self._known.now_ms - waiting.relayed_ms >= RELAY_AGAIN_MS:
-                waiting.relayed_ms = self._known.now_ms
-                self._effects.append(Relay(self.primary, waiting.envelope))
+            if self._known.now_ms >= waiting.relay_at_ms:
+                self._relay(waiting)
+
+    def _relay(self, waiting: Waiting) -> None:
+        """Hand a request to the primary, and plan when to do so again."""
+        waiting.relay_at_ms = self._known.now_ms + waiting.relay_pause_ms
+        waiting.relay_pause_ms = min(2 * waiting.relay_pause_ms, RELAY_PAUSE_MS_MAX)
+        self._effects.append(Relay(self.primary, waiting.envelope))
 
     def _on_recovered(self) -> None:
         own = self._inboxes[self.number]
@@ -274,12 +276,10 @@ class ReplicaCore:
             return self._stop_reading(log, index, verdict, group)
         if isinstance(verdict, Wait):
             self._heard_entry[log] = entry
-            self._waits[log] = verdict
-            self._missing_since.setdefault(log, self._known.now_ms)
+            self._fetcher.waiting(log, verdict, self._known.now_ms)
             return False
         self._heard_entry.pop(log, None)
-        self._waits.pop(log, None)
-        self._missing_since.pop(log, None)
+        self._fetcher.moved(log)
         self._inboxes[log].pop()
         carried = carry(entry, self._known.states, self.stable) if isinstance(entry, NewView) else None
         apply_entry(state, entry)
@@ -296,6 +296,7 @@ class ReplicaCore:
         """Read `log` no further: its author broke a rule with entry `index`."""
         self.exposed[log] = why
         self._known.blind.add(log)
+        self._fetcher.moved(log)
         self._effects.append(Exposed(log, index, why, group))
         if log == self.number and self._live:
             self._halt(f"entry {index} of this replica's own log breaks a rule ({why.text}); report this")
@@ -339,9 +340,10 @@ class ReplicaCore:
             if entry.slot == self.stable and entry.digest != self.stable_digest:
                 self._effects.append(Lied(log, index, "a checkpoint that differs from the stable one"))
             return
-        tally = self._checkpoints.setdefault(entry.slot, {})
-        tally[entry.digest] = tally.get(entry.digest, 0) | 1 << log
-        if is_quorum(tally[entry.digest], self.genesis.f):
+        said = self._checkpoints.setdefault(entry.slot, {})
+        said[log] = (index, entry.digest)
+        agreeing = sum(1 << other for other, (_, digest) in said.items() if digest == entry.digest)
+        if is_quorum(agreeing, self.genesis.f):
             self._become_stable(entry.slot, entry.digest)
 
     def _become_stable(self, slot: int, digest: bytes) -> None:
@@ -356,6 +358,9 @@ class ReplicaCore:
         self._known.slots.prune(slot)
         for state in (*self._known.states, self._pen.state):
             state.prune(slot)
+        for log, (index, said) in sorted(self._checkpoints[slot].items()):
+            if said != digest:
+                self._effects.append(Lied(log, index, "a checkpoint that differs from the stable one"))
         for old in [s for s in self._checkpoints if s <= slot]:
             del self._checkpoints[old]
         # The own CHECKPOINT(slot) may still be owed: others can make a slot stable before this replica says so, and
@@ -394,26 +399,7 @@ class ReplicaCore:
             self._appending = True
             self._effects.append(Append(payloads))
 
-    # Fetching, halting
-
-    def _ask_for_what_is_missing(self) -> None:
-        """Ask for logs that an entry has waited for, its author first, then the others in turn."""
-        wanted: dict[int, int] = {}  # log -> who is asked first
-        for log, wait in self._waits.items():
-            if log not in self.exposed and self._known.now_ms - self._missing_since[log] >= FETCH_AFTER_MS:
-                for missing in wait.logs:
-                    wanted.setdefault(missing, log)
-        for log, inbox in enumerate(self._inboxes):
-            if inbox.wanting:
-                wanted.setdefault(log, log)
-        for log, first_asked in wanted.items():
-            if log == self.number or log in self.exposed or not self._inboxes[log].has_room:
-                continue
-            ask = (first_asked + self._asked[log]) % self.genesis.n
-            if ask == self.number:
-                ask = (ask + 1) % self.genesis.n
-            self._asked[log] += 1
-            self._effects.append(Fetch(log, self._inboxes[log].received + 1, ask))
+    # Halting
 
     def _halt(self, reason: str) -> None:
         self.halted = reason

@@ -140,8 +140,19 @@ class Pen:
         digest = self._known.slots.certified(self.view, slot, also=1 << self._number)
         return Commit(self.view, slot, digest) if digest == own else None
 
+    def _has_room(self, slot: int) -> bool:
+        """Say whether `slot` lies in the window.
+
+        The agreed window counts from the own last checkpoint. Beyond that, nothing is said more than two windows above
+        the stable one: replicas that lie in their checkpoints could otherwise have the rest run on and on while nothing
+        becomes stable and nothing can be forgotten. That only delays: the correct replicas execute what was decided
+        so far, say their checkpoints, and are a quorum.
+        """
+        window = self._known.genesis.limits.window
+        return slot <= min(self.state.last_checkpoint, self._known.stable + window) + window
+
     def _owed_vote(self, slot: int) -> Prepare | None:
-        if slot > self.state.last_checkpoint + self._known.genesis.limits.window:
+        if not self._has_room(slot):
             return None
         digest = self._known.slots.proposed(self.view, slot)
         return None if digest is None else Prepare(self.view, slot, digest)
@@ -149,10 +160,8 @@ class Pen:
     def _owed_proposal(self, opening: Opening, size: int) -> PrePrepare | None:
         limits = self._known.genesis.limits
         slot = next_vote(self.state, opening.top)
-        beyond = slot > self.state.last_checkpoint + limits.window
-        if beyond or not self._known.requests.unproposed or size + limits.batch_bytes_max > limits.group_bytes_max:
-            return None
-        envelopes = self._known.requests.take_batch()
+        fits = size + limits.batch_bytes_max <= limits.group_bytes_max
+        envelopes = self._known.requests.take_batch() if fits and self._has_room(slot) else []
         if not envelopes:
             return None
         at_cut = slot % limits.checkpoint_interval == 0

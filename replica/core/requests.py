@@ -15,6 +15,8 @@ REQUESTS_MAX = 8192
 REQUEST_BYTES_MAX = 64 * MIB
 REQUESTS_PER_CLIENT_MAX = 256
 REQUEST_BYTES_PER_CLIENT_MAX = 16 * MIB
+# How long a backup waits before it hands a request to the primary for the second time.
+RELAY_PAUSE_MS = 300
 
 
 @dataclass(slots=True)
@@ -24,7 +26,8 @@ class Waiting:
     envelope: Envelope
     digest: bytes
     since_ms: int
-    relayed_ms: int | None = None
+    relay_at_ms: int = 0
+    relay_pause_ms: int = RELAY_PAUSE_MS
     proposed: bool = False
 
 
@@ -105,7 +108,8 @@ class RequestQueue:
         self._unproposed.clear()
         for waiting in self._waiting.values():
             waiting.proposed = False
-            waiting.relayed_ms = None
+            waiting.relay_at_ms = 0
+            waiting.relay_pause_ms = RELAY_PAUSE_MS
         for envelope in carried:
             waiting_too = self._waiting.get(envelope.digest())
             if waiting_too is not None:

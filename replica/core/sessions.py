@@ -22,8 +22,9 @@ from replica.core.state import BucketedMap
 OPENING_INTERVALS_MAX = 8
 # Openings remembered at a time; more are answered BUSY.
 OPENINGS_MAX = 65536
-# Bytes of results kept per session; beyond, the oldest results are forgotten (never their numbers).
-SESSION_RESULT_BYTES_MAX = 8 * MIB
+# Bytes of results kept per session; beyond, the oldest results are forgotten (never their numbers). All of them in one
+# reply still fit a frame.
+SESSION_RESULT_BYTES_MAX = 6 * MIB
 
 _FORGOTTEN = Result(Status.FORGOTTEN, 0, b"")
 

@@ -34,7 +34,7 @@ class Slot:
 
 
 class SlotBook:
-    """All slots above the stable checkpoint; at most a window of them, plus what faster replicas voted for."""
+    """All slots above the stable checkpoint; at most three windows of them, see `Pen`."""
 
     def __init__(self, ordering: Ordering, f: int) -> None:
         self._ordering = ordering
