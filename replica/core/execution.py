@@ -71,10 +71,11 @@ class Executor:
         ]
 
     def known_reply(self, envelope: Envelope) -> bytes | None:
-        """Return the reply to an envelope that was executed as a whole before, else None."""
+        """Return the reply to an envelope that has nothing left to be executed, else None."""
         content = envelope.content
         if isinstance(content, Open):
-            return None
+            opened = self.table.opened(envelope.client, content.nonce)
+            return None if opened is None else encode_open_reply(OpenReply(content.nonce, Status.OK, opened))
         session = self.table.find(content.session, envelope.client)
         if session is None:
             return None

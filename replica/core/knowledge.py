@@ -23,6 +23,7 @@ class Knowledge:
     own_digests: dict[int, bytes] = field(default_factory=dict)
     blind: set[int] = field(default_factory=set)
     stable: int = 0
+    executed: int = 0
     now_ms: int = 0
     wall_ms: int = 0
 

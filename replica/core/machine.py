@@ -380,13 +380,31 @@ class ReplicaCore:
 
     def _execute(self, slot: int, batch: Batch) -> None:
         replies = self.executor.execute(slot, batch)
+        self._known.executed = slot
         for envelope in batch.envelopes:
             self.patience.executed(self._known.requests.executed(envelope))
+        answered = self._drop_what_is_answered(batch)
         if slot % self.genesis.limits.checkpoint_interval == 0:
             self._known.own_digests[slot] = self.executor.digest()
         self._effects.append(Executed(slot, batch))
         if self._live:
             self._effects.extend(Send(reply.client, reply.raw) for reply in replies)
+            self._effects.extend(answered)
+
+    def _drop_what_is_answered(self, batch: Batch) -> list[Send]:
+        """Forget requests that this batch left with nothing to execute; return their replies.
+
+        A faulty client can sign two envelopes with the same numbers, or acknowledge numbers that were never executed.
+        The primary answers such a request and never orders it, so nobody may lose patience over it.
+        """
+        answers = []
+        for client in dict.fromkeys(envelope.client for envelope in batch.envelopes):
+            for waiting in list(self._known.requests.of(client)):
+                reply = self.executor.known_reply(waiting.envelope)
+                if reply is not None:
+                    self._known.requests.drop(waiting)
+                    answers.append(Send(client, reply))
+        return answers
 
     # Saying
 

@@ -75,7 +75,8 @@ class Pen:
 
     def _carried_envelopes(self, carried: Carry) -> Iterator[Envelope]:
         for slot, digest in carried.votes:
-            if digest != NULL_BATCH.digest:
+            # What a slot executed before brings nothing to a request that came, or came again, since then.
+            if slot > self._known.executed and digest != NULL_BATCH.digest:
                 yield from self._known.slots.batch(slot, digest).envelopes
 
     def _states(self) -> list[LogState]:

@@ -4,7 +4,7 @@ A replica keeps what clients sent it until it is executed: the primary to propos
 primary. Serving clients in turn keeps one client's flood from another's way.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from replica.core.batch import BATCH_OVERHEAD_MAX
@@ -38,7 +38,8 @@ class RequestQueue:
         self._limits = limits
         self._waiting: dict[bytes, Waiting] = {}
         self._unproposed: dict[bytes, dict[bytes, Waiting]] = {}  # client -> digest -> request
-        self._counts: dict[bytes, tuple[int, int]] = {}
+        self._by_client: dict[bytes, dict[bytes, Waiting]] = {}  # as above, those proposed included
+        self._client_bytes: dict[bytes, int] = {}
         self._bytes = 0
 
     def __len__(self) -> int:
@@ -58,14 +59,15 @@ class RequestQueue:
         if digest in self._waiting:
             return None
         size = len(envelope.raw)
-        count, taken = self._counts.get(envelope.client, (0, 0))
+        count, taken = len(self.of(envelope.client)), self._client_bytes.get(envelope.client, 0)
         if len(self._waiting) >= REQUESTS_MAX or self._bytes + size > REQUEST_BYTES_MAX:
             raise QueueFullError("this replica has too many requests waiting; send again later")
         if count >= REQUESTS_PER_CLIENT_MAX or taken + size > REQUEST_BYTES_PER_CLIENT_MAX:
             raise QueueFullError("this client has too many requests waiting; wait for replies before sending more")
         waiting = Waiting(envelope, digest, now_ms)
         self._waiting[digest] = waiting
-        self._counts[envelope.client] = (count + 1, taken + size)
+        self._by_client.setdefault(envelope.client, {})[digest] = waiting
+        self._client_bytes[envelope.client] = taken + size
         self._bytes += size
         self._unproposed.setdefault(envelope.client, {})[digest] = waiting
         return waiting
@@ -73,6 +75,10 @@ class RequestQueue:
     def find(self, envelope: Envelope) -> Waiting | None:
         """Return the waiting request with these bytes."""
         return self._waiting.get(envelope.digest())
+
+    def of(self, client: bytes) -> Collection[Waiting]:
+        """Return what waits for this client, oldest first."""
+        return self._by_client.get(client, {}).values()
 
     def take_batch(self) -> list[Envelope]:
         """Take requests for one batch, one client's after another's, within the agreed limits of a batch."""
@@ -98,6 +104,10 @@ class RequestQueue:
         if not self._waiting:
             return None
         return self._forget(envelope.digest())
+
+    def drop(self, waiting: Waiting) -> None:
+        """Forget a request that needs no execution any more."""
+        self._forget(waiting.digest)
 
     def oldest(self) -> Waiting | None:
         """Return the request that has waited longest."""
@@ -126,11 +136,11 @@ class RequestQueue:
         size = len(waiting.envelope.raw)
         self._bytes -= size
         client = waiting.envelope.client
-        count, taken = self._counts[client]
-        if count == 1:
-            del self._counts[client]
-        else:
-            self._counts[client] = (count - 1, taken - size)
+        mine = self._by_client[client]
+        del mine[digest]
+        self._client_bytes[client] -= size
+        if not mine:
+            del self._by_client[client], self._client_bytes[client]
         return waiting.since_ms
 
     def _withdraw(self, waiting: Waiting) -> None:

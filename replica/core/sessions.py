@@ -136,6 +136,11 @@ class ClientTable:
         self._records.put(b"o" + key, struct.pack(">QIQ", slot, place, content.void_after))
         return Status.OK, session.id
 
+    def opened(self, client: bytes, nonce: bytes) -> SessionId | None:
+        """Return the session that an opening with this nonce led to, as long as it is remembered."""
+        known = self._openings.get(client + nonce)
+        return None if known is None else known.session
+
     def root(self) -> bytes:
         """Return the 32-byte digest of the whole table, encoding only sessions touched since the last call."""
         for session_id in self._touched:

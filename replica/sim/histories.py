@@ -86,9 +86,17 @@ def _successors(todo: list[Operation], done: int, value: bytes | None) -> list[t
             break
         open_until = min(open_until, operation.returned)
         after = _effect(operation, value)
-        if after is not _IMPOSSIBLE:
-            kind = undecided if operation.value is None else found
-            kind.append((done | 1 << i, after))  # type: ignore[arg-type]
+        if after is _IMPOSSIBLE:
+            continue
+        if operation.value is None:
+            # One that changes nothing here need not have happened yet.
+            if after != value:
+                undecided.append((done | 1 << i, after))  # type: ignore[arg-type]
+        elif after == value:
+            # What changes nothing and has the right answer can only be in the way later.
+            return [(done | 1 << i, value)]
+        else:
+            found.append((done | 1 << i, after))  # type: ignore[arg-type]
     # The last one is looked at first: operations with answers before those that may never have happened.
     return [*undecided, *reversed(found)]
 

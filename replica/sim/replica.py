@@ -17,7 +17,6 @@ from collections.abc import Callable
 from replica.application import Context
 from replica.apps.kv import KeyValue
 from replica.core import events
-from replica.core.envelope import decode_envelope
 from replica.core.events import Event, VerifiedGroup
 from replica.core.layout import LayoutError
 from replica.core.machine import ReplicaCore
@@ -167,9 +166,8 @@ class Host:
 
     def on_request(self, source: int, message: Request) -> None:
         """Verify an envelope and hand it to the core."""
-        limits = self.setting.genesis.limits
         try:
-            envelope = decode_envelope(message.raw, self.setting.cluster_id, limits)
+            envelope = self.setting.decode(message.raw)
         except LayoutError:
             self.world.counts["refused-envelopes"] += 1
             return

@@ -13,11 +13,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from replica.sim.clients import CorrectClient
+from replica.sim.faulty import Cabal, FaultyReplica
 from replica.sim.logs import Verifier, make_cluster
 from replica.sim.oracle import Oracle
+from replica.sim.repertoire import STRATEGIES
 from replica.sim.replica import CorrectReplica, Host
 from replica.sim.scenario import Scenario, draw
-from replica.sim.setting import CLIENTS_FROM, Setting
+from replica.sim.setting import CLIENTS_FROM, VILLAINS_FROM, Setting
+from replica.sim.villains import FaultyClient
 from replica.sim.witness import Violation, Witness
 from replica.sim.world import Network, Weather, World
 
@@ -61,11 +64,28 @@ class Run:
             append_ms_max=scenario.append_ms_max,
         )
         self.replicas = {i: CorrectReplica(self.setting, i, logs[i]) for i in self.correct}
-        self.hosts: dict[int, Host] = dict(self.replicas)
+        real = scenario.real_signatures
         self.clients = [
-            CorrectClient(self.setting, CLIENTS_FROM + i, scenario.habits, real=scenario.real_signatures)
-            for i in range(scenario.clients)
+            CorrectClient(self.setting, CLIENTS_FROM + i, scenario.habits, real=real) for i in range(scenario.clients)
         ]
+        self.villains = [
+            FaultyClient(self.setting, VILLAINS_FROM + i, real=real) for i in range(scenario.faulty_clients)
+        ]
+        chance = self.world.random
+        self.cabal = Cabal(
+            victim=chance.choice(self.correct),
+            pet=chance.choice(self.correct),
+            censored=chance.choice(self.clients).key.public,
+            friends={villain.key.public for villain in self.villains},
+        )
+        self.hosts: dict[int, Host] = {}
+        faulty = dict(zip(scenario.faulty, scenario.strategies, strict=True))
+        for i in range(scenario.n):
+            if i in faulty:
+                chosen = [STRATEGIES[name]() for name in faulty[i]]
+                self.hosts[i] = FaultyReplica(self.setting, i, logs[i], self.cabal, chosen)
+            else:
+                self.hosts[i] = self.replicas[i]
 
     def play(self) -> Outcome:
         """Let it all happen."""
@@ -75,6 +95,8 @@ class Run:
             for host in self.hosts.values():
                 self.world.after(self.world.random.randint(0, 30), lambda h=host, c=client: h.welcome(c.number))  # type: ignore[misc]
             client.start()
+        for villain in self.villains:
+            villain.start()
         self._plan_faults()
         self.world.run(self.scenario.storm_ms)
         self._heal()
@@ -86,21 +108,32 @@ class Run:
         self.world.run(began + NEW_REQUESTS * 400)
         self.world.run(began + LIVENESS_MS, self._is_done)
         if not self._is_done():
-            waiting = {c.number: len(c.unanswered) for c in self.clients if c.unanswered}
-            views = {i: r.core.view for i, r in self.replicas.items()}
-            self.witness.violation(
-                "liveness", f"{LIVENESS_MS} ms after the network healed, clients wait: {waiting}; views {views}"
-            )
+            waits = "; ".join(self._what_waits())
+            self.witness.violation("liveness", f"{LIVENESS_MS} ms after the network healed there wait: {waits}")
         self.world.counts["heal-ms"] = self.world.now - began
         return self._verdict()
 
     def _is_done(self) -> bool:
-        return bool(self.witness.violations) or not any(client.unanswered for client in self.clients)
+        return bool(self.witness.violations) or not self._what_waits()
+
+    def _what_waits(self) -> list[str]:
+        """Return what a healed network must bring to an end, in words."""
+        waits = [f"client {c.number} for {len(c.unanswered)} answers" for c in self.clients if c.unanswered]
+        reached = max(r.core.executed for r in self.replicas.values())
+        for number, replica in self.replicas.items():
+            core = replica.core
+            if core.requests_waiting:
+                waits.append(f"replica {number} in view {core.view} for {core.requests_waiting} requests")
+            if core.executed < reached:
+                waits.append(f"replica {number} in view {core.view} at slot {core.executed} of {reached}")
+        return waits
 
     def _heal(self) -> None:
         self.setting.network.heal(HEALED)
         for replica in self.replicas.values():
             replica.restart()
+        for villain in self.villains:
+            villain.rest()
         for client in self.clients:
             client.rest()
             for host in self.hosts.values():
@@ -198,7 +231,8 @@ def _bounds(scenario: Scenario) -> dict[str, int]:
         "commits": 4 * window,
         "checkpoints": 8,
         "own-digests": 8,
-        "unread": 4096 + scenario.limits.group_entries_max,
+        # What waits behind a gap is taken at once when the gap closes.
+        "unread": 4096 + 65 * scenario.limits.group_entries_max,
         "requests": 8192,
     }
 

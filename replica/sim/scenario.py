@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from replica.core.genesis import Limits, Ordering
 from replica.sim.clients import Habits
+from replica.sim.repertoire import draw_strategies
 from replica.sim.world import Weather
 
 REAL_SIGNATURES_EVERY = 100
@@ -28,8 +29,8 @@ LIMITS = Limits(
 class Scenario:
     """One run. Times in milliseconds.
 
-    faulty: the faulty replicas' numbers, at most f. storm_ms: how long the safety phase takes.
-    partitions, stalls, crashes: how many there are during the storm.
+    faulty: the faulty replicas' numbers, at most f. strategies: the names of what each of them does.
+    storm_ms: how long the safety phase takes. partitions, stalls, crashes, disconnects: how many there are in it.
     """
 
     seed: int
@@ -37,6 +38,7 @@ class Scenario:
     ordering: Ordering
     limits: Limits
     faulty: tuple[int, ...]
+    strategies: tuple[tuple[str, ...], ...]
     real_signatures: bool
     weather: Weather
     patience_ms: int
@@ -47,6 +49,7 @@ class Scenario:
     crashes: int
     disconnects: int
     clients: int
+    faulty_clients: int
     habits: Habits
 
     @property
@@ -65,6 +68,9 @@ def draw(seed: int) -> Scenario:
     start = chance.choice((0, 0, 1, chance.randrange(n)))
     in_a_row = tuple(sorted((start + i) % n for i in range(count)))
     faulty = in_a_row if chance.random() < 0.7 else tuple(sorted(chance.sample(range(n), count)))
+    strategies = tuple(draw_strategies(chance) for _ in faulty)
+    if strategies and chance.random() < 0.3:
+        strategies = strategies[:1] * len(faulty)
     limits = LIMITS
     if chance.random() < 0.15:
         limits = Limits(**{**_fields(LIMITS), "checkpoint_interval": 2, "window": 4})
@@ -85,6 +91,7 @@ def draw(seed: int) -> Scenario:
         ordering=chance.choice((Ordering.TWO_PHASE, Ordering.THREE_PHASE)),
         limits=limits,
         faulty=faulty,
+        strategies=strategies,
         real_signatures=seed % REAL_SIGNATURES_EVERY == 0,
         weather=weather,
         patience_ms=chance.choice((150, 300, 600)),
@@ -95,6 +102,7 @@ def draw(seed: int) -> Scenario:
         crashes=chance.choice((0, 0, 0, 1, 4)),
         disconnects=chance.choice((0, 1, 4)),
         clients=chance.choice((1, 2, 3)),
+        faulty_clients=chance.choice((0, 0, 1, 2)),
         habits=Habits(
             concurrency=chance.choice((1, 2, 4)),
             think_ms=chance.choice((50, 150, 400)),

@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass, field
 
+from replica.core.envelope import Envelope, decode_envelope
 from replica.core.genesis import Genesis
 from replica.sim.logs import Verifier
 from replica.sim.witness import Witness
 from replica.sim.world import Network, World
 
 CLIENTS_FROM = 100
+VILLAINS_FROM = 200
 WALL_MS = 1_700_000_000_000
 
 
@@ -32,3 +34,7 @@ class Setting:
     def cluster_id(self) -> bytes:
         """The cluster's id."""
         return self.witness.cluster_id
+
+    def decode(self, raw: bytes) -> Envelope:
+        """Decode an envelope; LayoutError if it is none."""
+        return decode_envelope(raw, self.cluster_id, self.genesis.limits)
