@@ -27,7 +27,12 @@ def replica_command(folder: Path, *options: str) -> list[str]:
 
 
 def environment(**extra: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **extra}
+    return {
+        **os.environ,
+        "PYTHONUNBUFFERED": "1",
+        **extra,
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), extra.get("PYTHONPATH")))),
+    }
 
 
 class ClientsMixin:
