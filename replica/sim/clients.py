@@ -37,6 +37,7 @@ class CorrectClient:
         self.completed = 0
         self.undecided = 0
         self.unanswered: dict[int, Operation] = {}  # by ticket
+        self.obliged: dict[int, None] = {}  # tickets that a healed network must answer
         self._connected: dict[int, None] = {}
         self._tickets = 0
         self._wake = 0
@@ -58,6 +59,10 @@ class CorrectClient:
         for _ in range(self.habits.concurrency):
             self.world.after(self.world.random.randint(0, 2 * self.habits.think_ms), self._ask_and_again)
 
+    def oblige(self) -> None:
+        """Note that all that waits now must be answered, whatever else happens."""
+        self.obliged.update(dict.fromkeys(self.unanswered))
+
     def rest(self) -> None:
         """Ask for nothing more on its own."""
         self._is_asking = False
@@ -68,6 +73,8 @@ class CorrectClient:
         key = b"key-%d" % chance.randrange(KEYS)
         raw = self._operation(key)
         self._tickets += 1
+        if forever:
+            self.obliged[self._tickets] = None
         mortal = not forever and chance.random() < self.habits.deadline_share
         deadline = self.world.now + (self.habits.deadline_ms if mortal else FOREVER)
         self.unanswered[self._tickets] = self.setting.witness.history.invoke(self.number, key, raw, self.world.now)
@@ -157,6 +164,7 @@ class CorrectClient:
 
     def _answered(self, ticket: object, status: Status, slot: int, value: bytes) -> None:
         operation = self.unanswered.pop(ticket, None)  # type: ignore[call-overload]
+        self.obliged.pop(ticket, None)  # type: ignore[call-overload]
         witness = self.setting.witness
         if operation is None:
             witness.violation("reply", f"client {self.number} got a second answer to one operation")
@@ -171,6 +179,7 @@ class CorrectClient:
 
     def _failed(self, ticket: object, reason: events.Failure) -> None:
         operation = self.unanswered.pop(ticket)  # type: ignore[call-overload]
+        self.obliged.pop(ticket, None)  # type: ignore[call-overload]
         self.undecided += 1
         self.world.counts[f"client-{reason.value}"] += 1
         if reason is not events.Failure.UNDECIDED:

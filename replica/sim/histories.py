@@ -14,6 +14,7 @@ from replica.sim.oracle import key_value
 NEVER = 1 << 62
 # Configurations looked at before a search is given up, which is counted and reported.
 STEPS_MAX = 30_000
+PUT = 1  # an operation's first byte
 
 
 @dataclass(slots=True, eq=False)
@@ -92,8 +93,9 @@ def _successors(todo: list[Operation], done: int, value: bytes | None) -> list[t
             # One that changes nothing here need not have happened yet.
             if after != value:
                 undecided.append((done | 1 << i, after))  # type: ignore[arg-type]
-        elif after == value:
-            # What changes nothing and has the right answer can only be in the way later.
+        elif after == value and operation.raw[0] != PUT:
+            # With this answer it changes nothing wherever it stands, so it may as well stand here. (A PUT of the value
+            # that is there may be needed later, to put it back.)
             return [(done | 1 << i, value)]
         else:
             found.append((done | 1 << i, after))  # type: ignore[arg-type]

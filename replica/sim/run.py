@@ -1,8 +1,9 @@
 """One run: a storm in which nothing may go wrong, then a healed network in which everything must go on.
 
     safety    faults of every kind; nothing that correct replicas and clients do or believe may be wrong
-    liveness  partitions and losses end, delays become short, faulty replicas stay faulty; every request of a correct
-              client that is still waited for, and some new ones, must be answered within LIVENESS_MS
+    liveness  partitions and losses end, delays become short, faulty replicas and clients stay faulty; every request of
+              a correct client that is still waited for, and some new ones, must be answered within LIVENESS_MS, while
+              other requests go on; when these end too, no correct replica may be left with a request or behind others
 
 Everything follows from the seed; `run_seed` twice gives the same trace hash.
 """
@@ -24,7 +25,7 @@ from replica.sim.villains import FaultyClient
 from replica.sim.witness import Violation, Witness
 from replica.sim.world import Network, Weather, World
 
-LIVENESS_MS = 600_000
+LIVENESS_MS = 300_000
 NEW_REQUESTS = 3
 HEALED = Weather(delay_min=1, delay_max=8)
 
@@ -100,42 +101,52 @@ class Run:
         self._plan_faults()
         self.world.run(self.scenario.storm_ms)
         self._heal()
-        began = self.world.now
+        healed = self.world.now
         # New requests come one after the other, so that several views with faulty primaries are seen.
         for i in range(NEW_REQUESTS):
             for client in self.clients:
                 self.world.after(1 + i * 400, lambda c=client: c.ask(forever=True))  # type: ignore[misc]
-        self.world.run(began + NEW_REQUESTS * 400)
-        self.world.run(began + LIVENESS_MS, self._is_done)
-        if not self._is_done():
-            waits = "; ".join(self._what_waits())
-            self.witness.violation("liveness", f"{LIVENESS_MS} ms after the network healed there wait: {waits}")
-        self.world.counts["heal-ms"] = self.world.now - began
+        self.world.run(healed + NEW_REQUESTS * 400)
+        self._bring_to_an_end(healed, self._who_is_owed)
+        self.world.counts["heal-ms"] = self.world.now - healed
+        for client in self.clients:
+            client.rest()
+        for villain in self.villains:
+            villain.rest()
+        calm = self.world.now
+        self._bring_to_an_end(calm, self._what_waits)
+        self.world.counts["calm-ms"] = self.world.now - calm
         return self._verdict()
 
-    def _is_done(self) -> bool:
-        return bool(self.witness.violations) or not self._what_waits()
+    def _bring_to_an_end(self, began: int, what_waits: Callable[[], list[str]]) -> None:
+        self.world.run(began + LIVENESS_MS, lambda: bool(self.witness.violations) or not what_waits())
+        waits = what_waits()
+        if waits and not self.witness.violations:
+            text = f"{self.world.now - began} ms after the network healed: {'; '.join(waits)}"
+            self.witness.violation("liveness", text)
+
+    def _who_is_owed(self) -> list[str]:
+        """Return which clients still wait for what a healed network must answer; others go on asking meanwhile."""
+        return [f"client {c.number} waits for {len(c.obliged)} answers" for c in self.clients if c.obliged]
 
     def _what_waits(self) -> list[str]:
-        """Return what a healed network must bring to an end, in words."""
-        waits = [f"client {c.number} for {len(c.unanswered)} answers" for c in self.clients if c.unanswered]
+        """Return what must come to an end when nobody asks for more."""
+        waits = [f"client {c.number} waits for {len(c.unanswered)} answers" for c in self.clients if c.unanswered]
         reached = max(r.core.executed for r in self.replicas.values())
         for number, replica in self.replicas.items():
             core = replica.core
             if core.requests_waiting:
-                waits.append(f"replica {number} in view {core.view} for {core.requests_waiting} requests")
+                waits.append(f"replica {number} in view {core.view} holds {core.requests_waiting} requests")
             if core.executed < reached:
-                waits.append(f"replica {number} in view {core.view} at slot {core.executed} of {reached}")
+                waits.append(f"replica {number} in view {core.view} is at slot {core.executed} of {reached}")
         return waits
 
     def _heal(self) -> None:
         self.setting.network.heal(HEALED)
         for replica in self.replicas.values():
             replica.restart()
-        for villain in self.villains:
-            villain.rest()
         for client in self.clients:
-            client.rest()
+            client.oblige()
             for host in self.hosts.values():
                 host.welcome(client.number)
 
