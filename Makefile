@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 # .venv is rebuilt when the lock or the project description changes.
 STAMP := $(VENV)/.installed
 
-.PHONY: help install check format test cover demo bench lock clean
+.PHONY: help install check format test cover demo bench sim lock clean
 
 help: ## Show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1	\2/p' Makefile | expand -t 22
@@ -46,6 +46,9 @@ demo: $(STAMP) ## Three real replicas order real requests (KEEP=1 leaves them ru
 
 bench: $(STAMP) ## Measure a durable three-replica cluster on this machine
 	$(BIN)/python -m client.bench $(BENCH)
+
+sim: $(STAMP) ## Try to break the protocol in a simulated world (SEEDS=1000 FIRST=0)
+	$(BIN)/python -m replica.cli.main sim --seeds $(or $(SEEDS),200) --first $(or $(FIRST),0)
 
 lock: ## Renew requirements.lock (needs pip-tools)
 	pip-compile --quiet --extra dev --generate-hashes --no-emit-index-url --no-emit-trusted-host \

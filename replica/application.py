@@ -26,7 +26,8 @@ class Context:
 
     state: the application's ordered map of byte strings.
     slot: the position of the batch in the agreed order, from 1.
-    time_ms: milliseconds since 1970 as the proposer claims, never going back; advisory.
+    time_ms: milliseconds since 1970 as the proposer claims, never going back; advisory: a faulty proposer can set it to
+        anything later, for ever.
     client: the 65-byte public key that signed the request.
     """
 
@@ -59,6 +60,8 @@ def load_application(name: str) -> Application:
         raise ApplicationLoadError(f"{name}: {error}; install it on every replica or set PYTHONPATH") from error
     except AttributeError as error:
         raise ApplicationLoadError(f"{name}: the module has no class {class_name}") from error
+    except Exception as error:
+        raise ApplicationLoadError(f"{name}: making an instance failed: {type(error).__name__}: {error}") from error
     if not callable(getattr(loaded, "apply", None)):
         raise ApplicationLoadError(f"{name}: the class has no method apply(operation, context)")
     return cast("Application", loaded)

@@ -26,6 +26,8 @@ from replica.core.layout import U32, LayoutError, Reader
 
 KEY_BYTES_MAX = 4096
 SCAN_LIMIT_MAX = 1000
+# Key and value together: a page of SCAN with one record must fit a result of 1 MiB.
+RECORD_BYTES_MAX = 1024 * 1024 - 64
 SCAN_BYTES_MAX = 512 * 1024
 I64_MIN, I64_MAX = -(2**63), 2**63 - 1
 
@@ -59,7 +61,7 @@ class KeyValue:
         state = context.state
         if code == Code.PUT:
             replaced = key in state
-            state.put(key, operation[body_at:])
+            _store(context, key, operation[body_at:])
             return b"\x01" if replaced else b"\x00"
         if code in {Code.GET, Code.DELETE} and len(operation) != body_at:
             raise OperationError("not an operation of the key-value store")
@@ -71,6 +73,12 @@ class KeyValue:
             return _OTHERS[code](key, Reader(operation, body_at), context)
         except (KeyError, LayoutError):
             raise OperationError("not an operation of the key-value store") from None
+
+
+def _store(context: Context, key: bytes, value: bytes) -> None:
+    if len(key) + len(value) > RECORD_BYTES_MAX:
+        raise OperationError(f"key and value must have at most {RECORD_BYTES_MAX} bytes together")
+    context.state.put(key, value)
 
 
 def _found(value: bytes | None) -> bytes:
@@ -85,7 +93,7 @@ def _cas(key: bytes, body: Reader, context: Context) -> bytes:
         raise OperationError("cas expects either no value or a value")
     if present != (expected if expects else None):
         return b"\x00" + _found(present)
-    context.state.put(key, new)
+    _store(context, key, new)
     return b"\x01"
 
 

@@ -29,6 +29,7 @@ from replica.cluster.provision import (
 from replica.cluster.strict_toml import ConfigError
 from replica.core.genesis import Ordering
 from replica.core.quorum import FAULTS_MAX
+from replica.sim.command import sim_command
 from trustlog import log_id
 from trustlog.cli.contract import CommandError, Exit, Output, grid, key_values, output_option, run
 
@@ -359,6 +360,7 @@ def _show_cluster(output: Output, cluster: ClusterFile, file: Path, directory: P
 
 
 cli.add_command(inspect_command)
+cli.add_command(sim_command)
 
 
 if __name__ == "__main__":

@@ -128,6 +128,22 @@ class Stable:
 
 
 @dataclass(frozen=True, slots=True)
+class ViewEntered:
+    """This replica left its view for `view`."""
+
+    view: int
+
+
+@dataclass(frozen=True, slots=True)
+class ViewOpened:
+    """The primary of `view` opened it and proposes again what may have been decided in (base, top]."""
+
+    view: int
+    base: int
+    top: int
+
+
+@dataclass(frozen=True, slots=True)
 class Exposed:
     """Replica `log` broke a rule with its entry `index`, which is in `group`: evidence against its author."""
 
@@ -162,4 +178,18 @@ class Halt:
     reason: str
 
 
-Effect = Append | Send | Relay | Fetch | Refuse | Executed | Stable | Exposed | Lied | Forked | Halt
+Effect = (
+    Append
+    | Send
+    | Relay
+    | Fetch
+    | Refuse
+    | Executed
+    | Stable
+    | ViewEntered
+    | ViewOpened
+    | Exposed
+    | Lied
+    | Forked
+    | Halt
+)

@@ -71,10 +71,11 @@ class Executor:
         ]
 
     def known_reply(self, envelope: Envelope) -> bytes | None:
-        """Return the reply to an envelope that was executed as a whole before, else None."""
+        """Return the reply to an envelope that has nothing left to be executed, else None."""
         content = envelope.content
         if isinstance(content, Open):
-            return None
+            opened = self.table.opened(envelope.client, content.nonce)
+            return None if opened is None else encode_open_reply(OpenReply(content.nonce, Status.OK, opened))
         session = self.table.find(content.session, envelope.client)
         if session is None:
             return None
@@ -147,7 +148,7 @@ class Executor:
             return Result(Status.ERROR, self.slot, _text(error))
         except _FATAL:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever an application raises is a result, alike everywhere
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever an application raises is a result, alike everywhere
             return Result(Status.ERROR, self.slot, f"operation failed: {type(error).__name__}".encode())
         if type(value) is not bytes:
             return Result(Status.ERROR, self.slot, b"the application did not return bytes")

@@ -4,27 +4,17 @@ One cycle per event. What arrived is put into the inbox of its log; every log is
 allow; what is decided is executed; and if no append is under way, everything that this replica owes is said as one
 group. Own entries come back through Appended and are read like anyone's: a replica hears itself through its own log.
 
-`_pen` is the state of the own log *including* what is being appended: it decides what may be written next. What is
-counted, executed and answered comes only from `_states`, which hold durable, attested entries.
-
-What is owed is said in this order (design section 4.2): CHECKPOINT, COMMIT, PREPARE or PRE-PREPARE. In this version
-no replica says SUSPECT, VIEW-CHANGE or NEW-VIEW, so view 0 never ends.
+What is counted, executed and answered comes only from `Knowledge`, which holds durable, attested entries; what may be
+written next is the pen's business (`replica.core.pen`).
 """
 
 from collections import Counter
 from collections.abc import Callable
 
 from replica.application import Application
-from replica.core.batch import Batch, make_batch
-from replica.core.entries import (
-    Checkpoint,
-    Commit,
-    Entry,
-    NewView,
-    Prepare,
-    PrePrepare,
-    decode_entry,
-)
+from replica.core.batch import NULL_BATCH, Batch
+from replica.core.carry import Carry, carry
+from replica.core.entries import Checkpoint, Commit, Entry, NewView, Prepare, PrePrepare, ViewChange, decode_entry
 from replica.core.envelope import Envelope
 from replica.core.events import (
     Append,
@@ -33,7 +23,6 @@ from replica.core.events import (
     Event,
     Executed,
     Exposed,
-    Fetch,
     Forked,
     GroupReceived,
     Halt,
@@ -45,32 +34,23 @@ from replica.core.events import (
     Stable,
     Tick,
     VerifiedGroup,
+    ViewEntered,
+    ViewOpened,
 )
 from replica.core.execution import Executor
-from replica.core.genesis import Genesis, Ordering
+from replica.core.fetching import Fetcher
+from replica.core.genesis import Genesis
 from replica.core.inbox import Arrival, Inbox
+from replica.core.knowledge import initial_knowledge
 from replica.core.layout import LayoutError
-from replica.core.logstate import initial_states
+from replica.core.patience import Patience
+from replica.core.pen import Pen
 from replica.core.quorum import is_quorum, primary
-from replica.core.requests import QueueFullError, RequestQueue
-from replica.core.rules import (
-    Reading,
-    Violation,
-    Wait,
-    apply_entry,
-    judge,
-    next_commit,
-    next_vote,
-)
-from replica.core.slots import SlotBook
+from replica.core.requests import QueueFullError, Waiting
+from replica.core.rules import Reading, Violation, Wait, apply_entry, apply_opening, judge
 
-# A cause that is missing for this long is asked for; then again, from the next replica.
-FETCH_AFTER_MS = 150
-# A request handed to the primary is handed over again after this long without being executed.
-RELAY_AGAIN_MS = 1000
-# A request that was not ordered for this long is forgotten; its client still has it.
-REQUEST_AGE_MAX_MS = 60_000
-
+# A request is handed to the primary again when it is not executed for a while, each time for twice as long.
+RELAY_PAUSE_MS_MAX = 10_000
 VerifyEnvelope = Callable[[Envelope], bool]
 
 
@@ -88,32 +68,26 @@ class ReplicaCore:
         application: Application,
         heads: list[bytes],
         verify_envelope: VerifyEnvelope,
+        patience: Patience | None = None,
     ) -> None:
         self.genesis = genesis
         self.number = number
         self.cluster_id = genesis.cluster_id()
         self.executor = Executor(application, genesis.limits)
-        self.stable = 0
+        self.patience = patience or Patience()
         self.stable_digest: bytes | None = None
         self.halted: str | None = None
         self.exposed: dict[int, Violation] = {}
         self.refusals = Counter[str]()
         self._verify_envelope = verify_envelope
-        self._states = initial_states(genesis.n)
-        self._pen = initial_states(genesis.n)[number]
+        self._known = initial_knowledge(genesis)
+        self._pen = Pen(number, self._known, self.patience)
         self._inboxes = [Inbox(head) for head in heads]
-        self._waits: dict[int, Wait] = {}
+        self._fetcher = Fetcher(number, genesis.n)
         self._heard_entry: dict[int, Entry] = {}
-        self._slots = SlotBook(genesis.ordering, genesis.f)
-        self._requests = RequestQueue(genesis.limits)
-        self._checkpoints: dict[int, dict[bytes, int]] = {}
-        self._own_digests: dict[int, bytes] = {}
+        self._checkpoints: dict[int, dict[int, tuple[int, bytes]]] = {}  # slot -> log -> (index, D)
         self._appending = False
         self._live = False
-        self._now_ms = 0
-        self._wall_ms = 0
-        self._missing_since: dict[int, int] = {}
-        self._asked: Counter[int] = Counter()
         self._effects: list[Effect] = []
 
     # What the shell may look at.
@@ -121,7 +95,22 @@ class ReplicaCore:
     @property
     def view(self) -> int:
         """The view this replica is in."""
-        return self._states[self.number].view
+        return self._pen.view
+
+    @property
+    def stable(self) -> int:
+        """The slot of the newest stable checkpoint."""
+        return self._known.stable
+
+    @property
+    def suspects(self) -> bool:
+        """Say whether this replica has lost patience with its view."""
+        return self._pen.state.suspected
+
+    @property
+    def is_open(self) -> bool:
+        """Say whether the present view's primary may propose, as far as was read here."""
+        return self.view in self._known.states[self.primary].opened
 
     @property
     def primary(self) -> int:
@@ -144,7 +133,7 @@ class ReplicaCore:
 
     def read(self, log: int) -> int:
         """Return the index up to which `log` was read."""
-        return self._states[log].position
+        return self._known.states[log].position
 
     def head(self, log: int) -> bytes:
         """Return the chain's head of `log` where it arrived without gaps."""
@@ -157,11 +146,11 @@ class ReplicaCore:
     @property
     def requests_waiting(self) -> int:
         """Return how many requests wait here to be executed."""
-        return len(self._requests)
+        return len(self._known.requests)
 
     def waiting_for(self, log: int) -> str | None:
         """Return what the next entry of `log` waits for, in words, or None."""
-        wait = self._waits.get(log)
+        wait = self._fetcher.waits.get(log)
         return None if wait is None else wait.why
 
     def handle(self, *events: Event) -> list[Effect]:
@@ -202,8 +191,11 @@ class ReplicaCore:
         if arrival is Arrival.FORKED:
             other = self._inboxes[group.author].contradiction or group
             self.exposed[group.author] = Violation("forked", "two attestations contradict each other")
+            self._known.blind.add(group.author)
+            self._fetcher.moved(group.author)
             self._effects.append(Forked(group.author, other.first, other))
         elif arrival is Arrival.TAKEN:
+            self._fetcher.arrived(group.author)
             self._read_logs()
 
     def _on_appended(self, group: VerifiedGroup) -> None:
@@ -220,26 +212,29 @@ class ReplicaCore:
             self._effects.append(Send(envelope.client, known))
             return
         try:
-            waiting = self._requests.add(envelope, self._now_ms)
+            waiting = self._known.requests.add(envelope, self._known.now_ms)
         except QueueFullError as full:
             self.refusals["request-queue-full"] += 1
             self._effects.append(Refuse(event.source, "busy", str(full)))
             return
         if waiting is not None and self.primary != self.number and not event.relayed:
-            waiting.relayed_ms = self._now_ms
-            self._effects.append(Relay(self.primary, envelope))
+            self._relay(waiting)
 
     def _on_tick(self, event: Tick) -> None:
-        self._now_ms = event.now_ms
-        self._wall_ms = event.wall_ms
-        self._ask_for_what_is_missing()
-        self._requests.forget_before(self._now_ms - REQUEST_AGE_MAX_MS)
-        if self.primary == self.number:
+        self._known.now_ms = event.now_ms
+        self._known.wall_ms = event.wall_ms
+        self._effects.extend(self._fetcher.due(event.now_ms, self._inboxes, self.exposed))
+        if self.primary == self.number or self.primary in self.exposed:
             return
-        for waiting in self._requests:
-            if waiting.relayed_ms is not None and self._now_ms - waiting.relayed_ms >= RELAY_AGAIN_MS:
-                waiting.relayed_ms = self._now_ms
-                self._effects.append(Relay(self.primary, waiting.envelope))
+        for waiting in self._known.requests:
+            if self._known.now_ms >= waiting.relay_at_ms:
+                self._relay(waiting)
+
+    def _relay(self, waiting: Waiting) -> None:
+        """Hand a request to the primary, and plan when to do so again."""
+        waiting.relay_at_ms = self._known.now_ms + waiting.relay_pause_ms
+        waiting.relay_pause_ms = min(2 * waiting.relay_pause_ms, RELAY_PAUSE_MS_MAX)
+        self._effects.append(Relay(self.primary, waiting.envelope))
 
     def _on_recovered(self) -> None:
         own = self._inboxes[self.number]
@@ -247,11 +242,11 @@ class ReplicaCore:
             missing = "a rule broken" if self.number in self.exposed else "it is missing"
             why = self.waiting_for(self.number) or missing
             self._halt(
-                f"entry {self._states[self.number].position + 1} of this replica's own log cannot be read again "
+                f"entry {self._known.states[self.number].position + 1} of this replica's own log cannot be read again "
                 f"({why}): its store lost what that entry depends on; restore the store or replace the replica"
             )
             return
-        self._pen = self._states[self.number].copy()
+        self._pen.resume()
         self._live = True
 
     # Reading
@@ -270,34 +265,50 @@ class ReplicaCore:
     def _read_next(self, log: int) -> bool:
         """Read the next entry of `log`; return False if it must wait or broke a rule."""
         index, payload, group = self._inboxes[log].unread[0]
-        entry = self._heard_entry.get(log)
-        state = self._states[log]
+        state = self._known.states[log]
         try:
-            if entry is None:
-                entry = self._decode(payload)
-            reading = Reading(self.genesis, self._states, self.executed, self.stable)
-            verdict = judge(state, entry, reading)
+            # An entry that waited was decoded, and what it holds verified, when it was first looked at.
+            entry = self._heard_entry.get(log) or self._decode(payload)
         except LayoutError as error:
-            verdict = Violation("malformed", str(error))
+            return self._stop_reading(log, index, Violation("malformed", str(error)), group)
+        verdict = judge(state, entry, Reading(self.genesis, self._known.states, self.executed, self.stable))
         if isinstance(verdict, Violation):
-            self.exposed[log] = verdict
-            self._effects.append(Exposed(log, index, verdict, group))
-            if log == self.number and self._live:
-                self._halt(f"entry {index} of this replica's own log breaks a rule ({verdict.text}); report this")
-            return False
-        if entry is None or isinstance(entry, NewView) or isinstance(verdict, Wait):
-            if entry is not None:
-                self._heard_entry[log] = entry
-            self._waits[log] = verdict if verdict is not None else Wait("a later version's view change", ())
-            self._missing_since.setdefault(log, self._now_ms)
+            return self._stop_reading(log, index, verdict, group)
+        if isinstance(verdict, Wait):
+            self._heard_entry[log] = entry
+            self._fetcher.waiting(log, verdict, self._known.now_ms)
             return False
         self._heard_entry.pop(log, None)
-        self._waits.pop(log, None)
-        self._missing_since.pop(log, None)
+        self._fetcher.moved(log)
         self._inboxes[log].pop()
+        carried = carry(entry, self._known.states, self.stable) if isinstance(entry, NewView) else None
         apply_entry(state, entry)
-        self._count(log, index, entry)
+        if isinstance(entry, PrePrepare | Prepare | Commit) and entry.slot <= self.stable:
+            # A log that is read late speaks of slots that are long stable; nothing of that is kept.
+            state.prune(self.stable)
+        if carried is None:
+            self._count(log, index, entry)
+        else:
+            self._open_view(log, state.view, carried)
         return True
+
+    def _stop_reading(self, log: int, index: int, why: Violation, group: VerifiedGroup) -> bool:
+        """Read `log` no further: its author broke a rule with entry `index`."""
+        self.exposed[log] = why
+        self._known.blind.add(log)
+        self._fetcher.moved(log)
+        self._effects.append(Exposed(log, index, why, group))
+        if log == self.number and self._live:
+            self._halt(f"entry {index} of this replica's own log breaks a rule ({why.text}); report this")
+        return False
+
+    def _open_view(self, log: int, view: int, carried: Carry) -> None:
+        """Count what a NEW-VIEW proposes again: its author's votes, all of which someone proposed before, or null."""
+        apply_opening(self._known.states[log], view, carried)
+        for slot, digest in carried.votes:
+            batch = NULL_BATCH if digest == NULL_BATCH.digest else self._known.slots.batch(slot, digest)
+            self._known.slots.propose(log, view, slot, batch)
+        self._effects.append(ViewOpened(view, carried.opening.base, carried.opening.top))
 
     def _decode(self, payload: bytes) -> Entry:
         """Decode an entry and verify what its batch holds: a pure function of the payload."""
@@ -312,13 +323,15 @@ class ReplicaCore:
         true = True
         if isinstance(entry, PrePrepare):
             if entry.slot > self.stable:
-                self._slots.propose(log, entry.view, entry.slot, entry.batch)
+                self._known.slots.propose(log, entry.view, entry.slot, entry.batch)
         elif isinstance(entry, Prepare):
-            true = self._slots.vote(log, entry.view, entry.slot, entry.digest)
+            true = self._known.slots.vote(log, entry.view, entry.slot, entry.digest)
         elif isinstance(entry, Commit):
-            true = self._slots.commit(log, entry.view, entry.slot, entry.digest)
+            true = self._known.slots.commit(log, entry.view, entry.slot, entry.digest)
         elif isinstance(entry, Checkpoint):
             self._count_checkpoint(log, index, entry)
+        elif isinstance(entry, ViewChange) and log == self.number:
+            self._effects.append(ViewEntered(entry.view))
         if not true:
             self._effects.append(Lied(log, index, "a vote for what was not proposed there"))
 
@@ -327,49 +340,71 @@ class ReplicaCore:
             if entry.slot == self.stable and entry.digest != self.stable_digest:
                 self._effects.append(Lied(log, index, "a checkpoint that differs from the stable one"))
             return
-        tally = self._checkpoints.setdefault(entry.slot, {})
-        tally[entry.digest] = tally.get(entry.digest, 0) | 1 << log
-        if is_quorum(tally[entry.digest], self.genesis.f):
+        said = self._checkpoints.setdefault(entry.slot, {})
+        said[log] = (index, entry.digest)
+        agreeing = sum(1 << other for other, (_, digest) in said.items() if digest == entry.digest)
+        if is_quorum(agreeing, self.genesis.f):
             self._become_stable(entry.slot, entry.digest)
 
     def _become_stable(self, slot: int, digest: bytes) -> None:
-        if self._own_digests[slot] != digest:
+        if self._known.own_digests[slot] != digest:
             self._halt(
                 f"the state here after slot {slot} differs from the one that a quorum attested: this replica's state "
                 "is corrupt or its application is not deterministic; replace its store and let it catch up"
             )
             return
-        self.stable = slot
+        self._known.stable = slot
         self.stable_digest = digest
-        self._slots.prune(slot)
-        for state in (*self._states, self._pen):
+        self._known.slots.prune(slot)
+        for state in (*self._known.states, self._pen.state):
             state.prune(slot)
+        for log, (index, said) in sorted(self._checkpoints[slot].items()):
+            if said != digest:
+                self._effects.append(Lied(log, index, "a checkpoint that differs from the stable one"))
         for old in [s for s in self._checkpoints if s <= slot]:
             del self._checkpoints[old]
         # The own CHECKPOINT(slot) may still be owed: others can make a slot stable before this replica says so, and
         # a log that skipped it could never commit past the votes pruned here.
-        for old in [s for s in self._own_digests if s < slot]:
-            del self._own_digests[old]
+        for old in [s for s in self._known.own_digests if s < slot]:
+            del self._known.own_digests[old]
         self._effects.append(Stable(slot, digest))
 
     # Executing
 
     def _execute_decided(self) -> bool:
         done = False
-        while self.halted is None and (batch := self._slots.decided(self.executed + 1)) is not None:
+        while self.halted is None and (batch := self._known.slots.decided(self.executed + 1)) is not None:
             self._execute(self.executed + 1, batch)
             done = True
         return done
 
     def _execute(self, slot: int, batch: Batch) -> None:
         replies = self.executor.execute(slot, batch)
+        self._known.executed = slot
         for envelope in batch.envelopes:
-            self._requests.executed(envelope)
+            self.patience.executed(self._known.requests.executed(envelope))
+        answered = self._drop_what_is_answered(batch)
         if slot % self.genesis.limits.checkpoint_interval == 0:
-            self._own_digests[slot] = self.executor.digest()
+            self._known.own_digests[slot] = self.executor.digest()
         self._effects.append(Executed(slot, batch))
         if self._live:
             self._effects.extend(Send(reply.client, reply.raw) for reply in replies)
+            self._effects.extend(answered)
+
+    def _drop_what_is_answered(self, batch: Batch) -> list[Send]:
+        """Forget requests that this batch left with nothing to execute; return their replies.
+
+        A faulty client can sign two envelopes with the same numbers, or acknowledge numbers that were never executed.
+        The primary answers such a request and never orders it, so nobody may lose patience over it.
+        """
+        answers = []
+        for client in dict.fromkeys(envelope.client for envelope in batch.envelopes):
+            for waiting in list(self._known.requests.of(client)):
+                reply = self.executor.known_reply(waiting.envelope)
+                if reply is not None:
+                    self._known.requests.drop(waiting)
+                    answers.append(Send(client, reply))
+        return answers
 
     # Saying
 
@@ -377,81 +412,12 @@ class ReplicaCore:
         """Write everything that is owed as one group, unless an append is under way."""
         if not self._live or self._appending or self.halted is not None or self.number in self.exposed:
             return
-        limits = self.genesis.limits
-        payloads: list[bytes] = []
-        size = 0
-        while len(payloads) < limits.group_entries_max and (entry := self._next_owed(size)) is not None:
-            apply_entry(self._pen, entry)
-            payloads.append(entry.encode())
-            size += len(payloads[-1])
+        payloads = self._pen.write()
         if payloads:
             self._appending = True
-            self._effects.append(Append(tuple(payloads)))
+            self._effects.append(Append(payloads))
 
-    def _next_owed(self, size: int) -> Entry | None:
-        """Return the next entry that this replica owes, given `size` bytes already in the group."""
-        pen = self._pen
-        for slot in sorted(self._own_digests):
-            if slot > pen.last_checkpoint:
-                return Checkpoint(slot, self._own_digests[slot])
-        opening = self._states[self.primary].opened.get(pen.view)
-        if opening is None:
-            return None
-        if self.genesis.ordering is Ordering.THREE_PHASE:
-            commit = self._owed_commit(next_commit(pen, opening.base))
-            if commit is not None:
-                return commit
-        if self.primary == self.number:
-            return self._owed_proposal(next_vote(pen, opening.top), size)
-        return self._owed_vote(next_vote(pen, opening.base))
-
-    def _owed_commit(self, slot: int) -> Commit | None:
-        # The own vote counts here before it is durable: it stands before this COMMIT in the same log, and a group is
-        # attested as a whole or not at all. It decides nothing before it comes back through Appended.
-        own = self._pen.votes.get(slot, {}).get(self._pen.view)
-        if own is None:
-            return None
-        digest = self._slots.certified(self._pen.view, slot, also=1 << self.number)
-        return Commit(self._pen.view, slot, digest) if digest == own else None
-
-    def _owed_vote(self, slot: int) -> Prepare | None:
-        if slot > self._pen.last_checkpoint + self.genesis.limits.window:
-            return None
-        digest = self._slots.proposed(self._pen.view, slot)
-        return None if digest is None else Prepare(self._pen.view, slot, digest)
-
-    def _owed_proposal(self, slot: int, size: int) -> PrePrepare | None:
-        limits = self.genesis.limits
-        beyond = slot > self._pen.last_checkpoint + limits.window
-        if beyond or not self._requests.unproposed or size + limits.batch_bytes_max > limits.group_bytes_max:
-            return None
-        envelopes = self._requests.take_batch()
-        if not envelopes:
-            return None
-        at_cut = slot % limits.checkpoint_interval == 0
-        cut = [state.position for state in self._states] if at_cut else []
-        return PrePrepare(self._pen.view, slot, make_batch(self._wall_ms, cut, envelopes))
-
-    # Fetching, halting
-
-    def _ask_for_what_is_missing(self) -> None:
-        """Ask for logs that an entry has waited for, its author first, then the others in turn."""
-        wanted: dict[int, int] = {}  # log -> who is asked first
-        for log, wait in self._waits.items():
-            if log not in self.exposed and self._now_ms - self._missing_since[log] >= FETCH_AFTER_MS:
-                for missing in wait.logs:
-                    wanted.setdefault(missing, log)
-        for log, inbox in enumerate(self._inboxes):
-            if inbox.wanting:
-                wanted.setdefault(log, log)
-        for log, first_asked in wanted.items():
-            if log == self.number or log in self.exposed or not self._inboxes[log].has_room:
-                continue
-            ask = (first_asked + self._asked[log]) % self.genesis.n
-            if ask == self.number:
-                ask = (ask + 1) % self.genesis.n
-            self._asked[log] += 1
-            self._effects.append(Fetch(log, self._inboxes[log].received + 1, ask))
+    # Halting
 
     def _halt(self, reason: str) -> None:
         self.halted = reason

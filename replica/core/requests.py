@@ -4,7 +4,7 @@ A replica keeps what clients sent it until it is executed: the primary to propos
 primary. Serving clients in turn keeps one client's flood from another's way.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from replica.core.batch import BATCH_OVERHEAD_MAX
@@ -15,6 +15,8 @@ REQUESTS_MAX = 8192
 REQUEST_BYTES_MAX = 64 * MIB
 REQUESTS_PER_CLIENT_MAX = 256
 REQUEST_BYTES_PER_CLIENT_MAX = 16 * MIB
+# How long a backup waits before it hands a request to the primary for the second time.
+RELAY_PAUSE_MS = 300
 
 
 @dataclass(slots=True)
@@ -24,7 +26,8 @@ class Waiting:
     envelope: Envelope
     digest: bytes
     since_ms: int
-    relayed_ms: int | None = None
+    relay_at_ms: int = 0
+    relay_pause_ms: int = RELAY_PAUSE_MS
     proposed: bool = False
 
 
@@ -35,7 +38,8 @@ class RequestQueue:
         self._limits = limits
         self._waiting: dict[bytes, Waiting] = {}
         self._unproposed: dict[bytes, dict[bytes, Waiting]] = {}  # client -> digest -> request
-        self._counts: dict[bytes, tuple[int, int]] = {}
+        self._by_client: dict[bytes, dict[bytes, Waiting]] = {}  # as above, those proposed included
+        self._client_bytes: dict[bytes, int] = {}
         self._bytes = 0
 
     def __len__(self) -> int:
@@ -55,14 +59,15 @@ class RequestQueue:
         if digest in self._waiting:
             return None
         size = len(envelope.raw)
-        count, taken = self._counts.get(envelope.client, (0, 0))
+        count, taken = len(self.of(envelope.client)), self._client_bytes.get(envelope.client, 0)
         if len(self._waiting) >= REQUESTS_MAX or self._bytes + size > REQUEST_BYTES_MAX:
             raise QueueFullError("this replica has too many requests waiting; send again later")
         if count >= REQUESTS_PER_CLIENT_MAX or taken + size > REQUEST_BYTES_PER_CLIENT_MAX:
             raise QueueFullError("this client has too many requests waiting; wait for replies before sending more")
         waiting = Waiting(envelope, digest, now_ms)
         self._waiting[digest] = waiting
-        self._counts[envelope.client] = (count + 1, taken + size)
+        self._by_client.setdefault(envelope.client, {})[digest] = waiting
+        self._client_bytes[envelope.client] = taken + size
         self._bytes += size
         self._unproposed.setdefault(envelope.client, {})[digest] = waiting
         return waiting
@@ -70,6 +75,10 @@ class RequestQueue:
     def find(self, envelope: Envelope) -> Waiting | None:
         """Return the waiting request with these bytes."""
         return self._waiting.get(envelope.digest())
+
+    def of(self, client: bytes) -> Collection[Waiting]:
+        """Return what waits for this client, oldest first."""
+        return self._by_client.get(client, {}).values()
 
     def take_batch(self) -> list[Envelope]:
         """Take requests for one batch, one client's after another's, within the agreed limits of a batch."""
@@ -90,30 +99,49 @@ class RequestQueue:
                 self._unproposed[client] = self._unproposed.pop(client)
         return taken
 
-    def executed(self, envelope: Envelope) -> None:
-        """Forget a request that was executed."""
+    def executed(self, envelope: Envelope) -> int | None:
+        """Forget a request that was executed; return since when it waited here, or None if it did not."""
         if not self._waiting:
-            return
-        self._forget(envelope.digest())
+            return None
+        return self._forget(envelope.digest())
 
-    def forget_before(self, since_ms: int) -> None:
-        """Forget requests that arrived before `since_ms`; their clients send again if they still care."""
-        for digest in [w.digest for w in self._waiting.values() if w.since_ms < since_ms and not w.proposed]:
-            self._forget(digest)
+    def drop(self, waiting: Waiting) -> None:
+        """Forget a request that needs no execution any more."""
+        self._forget(waiting.digest)
 
-    def _forget(self, digest: bytes) -> None:
+    def oldest(self) -> Waiting | None:
+        """Return the request that has waited longest."""
+        return next(iter(self._waiting.values()), None)
+
+    def begin_view(self, carried: Iterable[Envelope]) -> None:
+        """Let everything that is not executed be proposed or relayed anew, except what the new view carries."""
+        self._unproposed.clear()
+        for waiting in self._waiting.values():
+            waiting.proposed = False
+            waiting.relay_at_ms = 0
+            waiting.relay_pause_ms = RELAY_PAUSE_MS
+        for envelope in carried:
+            waiting_too = self._waiting.get(envelope.digest())
+            if waiting_too is not None:
+                waiting_too.proposed = True
+        for waiting in self._waiting.values():
+            if not waiting.proposed:
+                self._unproposed.setdefault(waiting.envelope.client, {})[waiting.digest] = waiting
+
+    def _forget(self, digest: bytes) -> int | None:
         waiting = self._waiting.pop(digest, None)
         if waiting is None:
-            return
+            return None
         self._withdraw(waiting)
         size = len(waiting.envelope.raw)
         self._bytes -= size
         client = waiting.envelope.client
-        count, taken = self._counts[client]
-        if count == 1:
-            del self._counts[client]
-        else:
-            self._counts[client] = (count - 1, taken - size)
+        mine = self._by_client[client]
+        del mine[digest]
+        self._client_bytes[client] -= size
+        if not mine:
+            del self._by_client[client], self._client_bytes[client]
+        return waiting.since_ms
 
     def _withdraw(self, waiting: Waiting) -> None:
         """Take a request out of those to be proposed."""

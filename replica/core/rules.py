@@ -18,6 +18,7 @@ replica that pruned could not tell. It is not counted, and reported as a lie, by
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from replica.core.carry import Carry
 from replica.core.entries import (
     Checkpoint,
     Commit,
@@ -97,6 +98,14 @@ def apply_entry(state: LogState, entry: Entry) -> None:
         state.suspected = False
         state.last_vote = state.last_commit = None
         state.view_change_at[entry.view] = Departure(state.position, state.last_checkpoint, state.top)
+
+
+def apply_opening(state: LogState, view: int, carried: Carry) -> None:
+    """Note that the log opened `view`: what it proposes again counts as its author's votes."""
+    state.opened[view] = carried.opening
+    for slot, digest in carried.votes:
+        state.vote(view, slot, digest)
+    state.top = max(state.top, carried.opening.top)
 
 
 def next_vote(state: LogState, base: int) -> int:

@@ -22,8 +22,9 @@ from replica.core.state import BucketedMap
 OPENING_INTERVALS_MAX = 8
 # Openings remembered at a time; more are answered BUSY.
 OPENINGS_MAX = 65536
-# Bytes of results kept per session; beyond, the oldest results are forgotten (never their numbers).
-SESSION_RESULT_BYTES_MAX = 8 * MIB
+# Bytes of results kept per session; beyond, the oldest results are forgotten (never their numbers). All of them in one
+# reply still fit a frame.
+SESSION_RESULT_BYTES_MAX = 6 * MIB
 
 _FORGOTTEN = Result(Status.FORGOTTEN, 0, b"")
 
@@ -134,6 +135,11 @@ class ClientTable:
         self._voids.setdefault(content.void_after, []).append(key)
         self._records.put(b"o" + key, struct.pack(">QIQ", slot, place, content.void_after))
         return Status.OK, session.id
+
+    def opened(self, client: bytes, nonce: bytes) -> SessionId | None:
+        """Return the session that an opening with this nonce led to, as long as it is remembered."""
+        known = self._openings.get(client + nonce)
+        return None if known is None else known.session
 
     def root(self) -> bytes:
         """Return the 32-byte digest of the whole table, encoding only sessions touched since the last call."""

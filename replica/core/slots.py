@@ -34,7 +34,7 @@ class Slot:
 
 
 class SlotBook:
-    """All slots above the stable checkpoint; at most a window of them, plus what faster replicas voted for."""
+    """All slots above the stable checkpoint; at most three windows of them, see `Pen`."""
 
     def __init__(self, ordering: Ordering, f: int) -> None:
         self._ordering = ordering
@@ -88,6 +88,10 @@ class SlotBook:
         if tally is None or not is_quorum(tally.voters | also, self._f):
             return None
         return tally.digest
+
+    def batch(self, slot: int, digest: bytes) -> Batch:
+        """Return the batch with this digest that was proposed for `slot`; KeyError if none was."""
+        return self._slots[slot].batches[digest]
 
     def decided(self, slot: int) -> Batch | None:
         """Return the batch decided for `slot`, or None."""

@@ -80,11 +80,14 @@ class BucketedMap:
 
     def scan(self, prefix: bytes = b"", after: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
         """Yield keys that begin with `prefix` and their values in byte order, those above `after` only."""
-        start, inclusive = (prefix, True) if after is None or after < prefix else (after, False)
-        for key in self._map.irange(minimum=start, inclusive=(inclusive, True)):
-            if not key.startswith(prefix):
+        place, inclusive = (prefix, True) if after is None or after < prefix else (after, False)
+        while True:
+            # Looked up anew for each key, so that what is put or deleted meanwhile is seen alike everywhere.
+            key = next(self._map.irange(minimum=place, inclusive=(inclusive, True)), None)
+            if key is None or not key.startswith(prefix):
                 return
             yield key, self._map[key]
+            place, inclusive = key, False
 
     def begin(self) -> None:
         """Start an operation: forget how to undo the one before."""

@@ -35,6 +35,8 @@ from replica.core.events import (
     Stable,
     Tick,
     VerifiedGroup,
+    ViewEntered,
+    ViewOpened,
 )
 from replica.core.layout import LayoutError
 from replica.core.machine import ReplicaCore
@@ -105,6 +107,8 @@ class Node:
             Refuse: self._refuse,
             Executed: lambda _: None,
             Stable: lambda effect: self.log.debug("checkpoint stable", slot=effect.slot),
+            ViewEntered: lambda effect: self.log.warning("entering view", view=effect.view, primary=self.core.primary),
+            ViewOpened: lambda effect: self.log.info("view open", view=effect.view, base=effect.base, top=effect.top),
             Exposed: self._on_exposed,
             Lied: self._on_lie,
             Forked: self._on_forked,
@@ -169,15 +173,18 @@ class Node:
                     self._carry_out(self.core.handle(GroupReceived(self._verify_stored(row))))
                     held[log] = next(rows[log], None)
                     moved = True
-        self._carry_out(self.core.handle(Recovered()))
+        own = self.trusted_log
+        # Compared before Recovered: what the core says at once is appended by another thread from then on.
+        ends_alike = (own.last, own.head) == (self.core.received(self.number), self.core.head(self.number))
+        effects = self.core.handle(Recovered())
         if self.core.halted is not None:
             raise StoreError(f"{self.store.path}: {self.core.halted}")
-        own = self.trusted_log
-        if (own.last, own.head) != (self.core.received(self.number), self.core.head(self.number)):
+        if not ends_alike:
             raise StoreError(
                 f"{self.store.path}: the own log read from it ends at {self.core.received(self.number)}, the trusted "
                 f"log at {own.last} or with another head; restore the right store"
             )
+        self._carry_out(effects)
 
     def _verify_stored(self, row: StoredGroup) -> VerifiedGroup:
         try:

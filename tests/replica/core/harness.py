@@ -206,7 +206,7 @@ class Cluster:
             assert core.halted is None, core.halted
             blamed = [e for e in self.effects[replica] if isinstance(e, Exposed | Lied | Forked)]
             assert all(e.log in self.faulty for e in blamed), blamed
-            for state in (*core._states, core._pen):
+            for state in (*core._known.states, core._pen.state):
                 state.check()
 
     def replies(self, replica: int) -> list[OpenReply | OperationsReply]:

@@ -67,7 +67,7 @@ def test_a_checkpoint_is_stable_when_q_replicas_said_it():
     assert lone.core.stable == 0, "one replica's word; the own one is not written yet"
     lone.handle(GroupReceived(other.say(checkpoint(4))))
     assert lone.of(Stable) == [Stable(4, digest_after(4))]
-    assert (lone.core.stable, len(lone.core._slots)) == (4, 0)
+    assert (lone.core.stable, len(lone.core._known.slots)) == (4, 0)
 
 
 def test_the_own_word_counts_once_it_is_durable():
@@ -158,7 +158,7 @@ def test_the_primary_stops_at_its_window_and_goes_on_after_its_checkpoint(orderi
     assert sorted(p.proposed()) == list(range(1, 9)), "executed up to 3: no checkpoint yet"
     p.follow(4)
     assert sorted(p.proposed()) == list(range(1, 13))
-    assert p.lone.core._pen.last_checkpoint == 4
+    assert p.lone.core._pen.state.last_checkpoint == 4
     assert p.lone.core.stable == 0, "the window moves with the own checkpoint"
     p.follow(*range(5, 9))
     assert sorted(p.proposed()) == list(range(1, 17))
@@ -171,8 +171,8 @@ def test_a_backup_votes_within_its_own_window_only():
     primary = FakeLog(0)
     # The primary says that it executed more than this replica could: its entry waits, and so does all after it.
     lone.handle(GroupReceived(primary.say(*propose(*range(1, 9)))))
-    assert lone.core._pen.last_vote == 8
-    assert lone.core._owed_vote(9) is None
+    assert lone.core._pen.state.last_vote == 8
+    assert lone.core._pen._owed_vote(9) is None
 
 
 @pytest.mark.parametrize("ordering", Ordering)
@@ -201,7 +201,7 @@ def test_a_replica_whom_the_others_outran_says_its_checkpoint_and_goes_on(orderi
     lone.handle(GroupReceived(first))
     for group in everything[1:]:
         lone.handle(GroupReceived(group))
-    assert (lone.core.stable, lone.core._pen.last_checkpoint) == (4, 0)
+    assert (lone.core.stable, lone.core._pen.state.last_checkpoint) == (4, 0)
     lone.hold = False
     while lone.held:
         lone.release()
@@ -244,16 +244,16 @@ def test_a_replica_that_missed_two_stable_checkpoints_says_the_last_and_goes_on(
 
 
 def sizes(core: ReplicaCore) -> dict[str, int]:
-    states = [*core._states, core._pen]
+    states = [*core._known.states, core._pen.state]
     return {
-        "slots": len(core._slots),
+        "slots": len(core._known.slots),
         "votes": max(len(state.votes) for state in states),
         "commits": max(len(state.commits) for state in states),
         "checkpoints": len(core._checkpoints),
-        "own digests": len(core._own_digests),
+        "own digests": len(core._known.own_digests),
         "requests": core.requests_waiting,
         "unread": sum(core.unread(log) for log in range(core.genesis.n)),
-        "waits": len(core._waits) + len(core._missing_since) + len(core._heard_entry),
+        "waits": len(core._fetcher.waits) + len(core._fetcher._since) + len(core._heard_entry),
     }
 
 
@@ -296,3 +296,41 @@ def test_an_append_holds_no_more_than_the_agreed_number_of_entries():
     sizes_said = [len(e.payloads) for e in lone.of(Append)]
     assert max(sizes_said) == 3
     assert sum(sizes_said) >= 16
+
+
+@pytest.mark.parametrize("ordering", Ordering)
+def test_lies_in_checkpoints_do_not_let_the_rest_run_away(ordering: Ordering):
+    """f replicas vote rightly and lie in every CHECKPOINT, the other correct one is slow: memory stays bounded.
+
+    Without the bound above the stable checkpoint, the primary goes on for as long as it gets votes.
+    """
+    genesis = make_genesis(1, ordering)
+    window = genesis.limits.window
+    primary, liar, client = Lone(make_core(genesis, 0)), FakeLog(2), FakeClient(genesis)
+    primary.handle(RequestReceived(client.open(void_after=8), relayed=False))
+    answered = 0
+    for _ in range(40):
+        for group in primary.log.groups[answered:]:
+            for payload in group.payloads:
+                entry = decode_entry(payload, genesis, genesis.cluster_id())
+                if isinstance(entry, PrePrepare):
+                    vote = [Prepare(0, entry.slot, entry.batch.digest)]
+                    commit = [Commit(0, entry.slot, entry.batch.digest)] if ordering is Ordering.THREE_PHASE else []
+                    primary.handle(GroupReceived(liar.say(*vote, *commit)))
+                elif isinstance(entry, Checkpoint):
+                    primary.handle(GroupReceived(liar.say(Checkpoint(entry.slot, b"lie" + bytes(29)))))
+            answered += 1
+        primary.handle(RequestReceived(client.operations(b"anything"), relayed=False))
+    assert primary.core.stable == 0
+    assert window < primary.core.executed <= 2 * window
+    # The slow one is back: its true checkpoints make things stable, the liar is named, and all goes on.
+    true = [
+        e
+        for g in primary.log.groups
+        for p in g.payloads
+        if isinstance(e := decode_entry(p, genesis, genesis.cluster_id()), Checkpoint)
+    ]
+    slow = FakeLog(1)
+    lies = [e for c in true for e in primary.handle(GroupReceived(slow.say(c))) if isinstance(e, Lied)]
+    assert {lie.log for lie in lies} == {2}
+    assert primary.core.stable == true[-1].slot

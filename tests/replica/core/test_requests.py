@@ -126,18 +126,21 @@ def test_bytes_are_bounded_per_client_and_over_all(monkeypatch: pytest.MonkeyPat
         queue.add(envelopes(102, 1)[0], 0)
 
 
-def test_old_requests_are_forgotten_unless_they_are_proposed():
-    queue = RequestQueue(Limits(batch_envelopes_max=1))
-    old, older, young = envelopes(100, 3)
-    queue.add(older, 1)
-    queue.add(old, 2)
-    queue.add(young, 10)
-    assert queue.take_batch() == [older]
-    queue.forget_before(10)
-    assert [w.envelope for w in queue] == [older, young]
-    queue.executed(older)
-    assert queue.take_batch() == [young]
-    queue.executed(young)
+def test_a_new_view_proposes_anew_what_is_neither_executed_nor_carried():
+    queue = RequestQueue(Limits(batch_envelopes_max=2))
+    executed, carried, lost, young = envelopes(100, 4)
+    for since, envelope in enumerate((executed, carried, lost, young)):
+        queue.add(envelope, since)
+    assert queue.take_batch() == [executed, carried]
+    assert queue.executed(executed) == 0
+    queue.begin_view([carried])
+    assert queue.take_batch() == [lost, young]
+    assert queue.take_batch() == []
+    oldest = queue.oldest()
+    assert oldest is not None
+    assert oldest.envelope == carried
+    for envelope in (carried, lost, young):
+        queue.executed(envelope)
     assert empty(queue)
 
 
@@ -152,7 +155,7 @@ def test_executing_what_never_waited_changes_nothing():
 
 
 @examples(80)
-@given(st.lists(st.tuples(st.sampled_from(["add", "take", "execute", "forget"]), st.integers(0, 11)), max_size=60))
+@given(st.lists(st.tuples(st.sampled_from(["add", "take", "execute", "view"]), st.integers(0, 11)), max_size=60))
 def test_nothing_leaks_in_any_order_of_events(steps: list[tuple[str, int]]):
     pool = [envelope for client in (100, 101, 102) for envelope in envelopes(client, 4)]
     queue = RequestQueue(LIMITS)
@@ -165,7 +168,7 @@ def test_nothing_leaks_in_any_order_of_events(steps: list[tuple[str, int]]):
         elif step == "execute":
             queue.executed(pool[which])
         else:
-            queue.forget_before(now - which)
+            queue.begin_view([pool[which]])
         assert queue._bytes == sum(len(w.envelope.raw) for w in queue)
         assert sum(count for count, _ in queue._counts.values()) == len(queue)
         assert sum(map(len, queue._unproposed.values())) == sum(not w.proposed for w in queue)

@@ -44,9 +44,9 @@ class Target:
         ]
         return (
             inboxes,
-            [state.copy() for state in core._states],
+            [state.copy() for state in core._known.states],
             (core.executed, core.executor.digest(), core.stable, core.halted, dict(core.exposed)),
-            dict(core._waits),
+            dict(core._fetcher.waits),
             (dict(self.node.outbox._received), self.node.outbox._to_say, self.node.trusted_log.last),
             [list(recent._groups) for recent in self.node.streams._recent],
         )

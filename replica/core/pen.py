@@ -1,0 +1,170 @@
+"""What a replica owes to say, one entry after the other.
+
+The pen holds the state of the own log *including* what is being appended, which decides what may be written next. It
+counts others' entries as they were read, and of its own those that stand before in the same log: a group is attested as
+a whole or not at all, so a COMMIT may follow the own vote that completes its quorum. What is decided and executed is
+counted elsewhere, from entries that have come back durable and attested.
+
+Order (design section 4.2): VIEW-CHANGE if q replicas want it; SUSPECT if patience ended; CHECKPOINT; NEW-VIEW; COMMIT;
+PREPARE or PRE-PREPARE. CHECKPOINT before votes means that no vote is at or below the own checkpoint.
+"""
+
+from collections.abc import Iterator
+
+from replica.core.batch import NULL_BATCH, make_batch
+from replica.core.carry import Carry, carry
+from replica.core.entries import (
+    Checkpoint,
+    Commit,
+    Entry,
+    NewView,
+    Prepare,
+    PrePrepare,
+    Reference,
+    Suspect,
+    ViewChange,
+)
+from replica.core.envelope import Envelope
+from replica.core.genesis import Ordering
+from replica.core.knowledge import Knowledge
+from replica.core.logstate import LogState, Opening
+from replica.core.patience import Patience
+from replica.core.quorum import primary
+from replica.core.rules import apply_entry, apply_opening, next_commit, next_vote
+
+
+class Pen:
+    """The writing side of replica `number`."""
+
+    def __init__(self, number: int, knowledge: Knowledge, patience: Patience) -> None:
+        self.state: LogState = knowledge.states[number].copy()
+        self._number = number
+        self._known = knowledge
+        self._patience = patience
+
+    @property
+    def view(self) -> int:
+        """The view in which this replica writes."""
+        return self.state.view
+
+    def resume(self) -> None:
+        """Begin where the own log, as it was read, ends."""
+        self.state = self._known.states[self._number].copy()
+
+    def write(self) -> tuple[bytes, ...]:
+        """Return the payloads of everything that is owed now, within a group's limits; () if nothing is."""
+        limits = self._known.genesis.limits
+        payloads: list[bytes] = []
+        size = 0
+        while len(payloads) < limits.group_entries_max and (entry := self._next(size)) is not None:
+            self._apply(entry)
+            payloads.append(entry.encode())
+            size += len(payloads[-1])
+        return tuple(payloads)
+
+    def _apply(self, entry: Entry) -> None:
+        carried = carry(entry, self._states(), self._known.stable) if isinstance(entry, NewView) else None
+        apply_entry(self.state, entry)
+        if isinstance(entry, ViewChange):
+            # At once, not when it comes back: the next entry of this very group is judged in the new view.
+            self._patience.enter_view(self._known.now_ms)
+            self._known.requests.begin_view(())
+        elif carried is not None:
+            apply_opening(self.state, self.view, carried)
+            self._known.requests.begin_view(self._carried_envelopes(carried))
+
+    def _carried_envelopes(self, carried: Carry) -> Iterator[Envelope]:
+        for slot, digest in carried.votes:
+            # What a slot executed before brings nothing to a request that came, or came again, since then.
+            if slot > self._known.executed and digest != NULL_BATCH.digest:
+                yield from self._known.slots.batch(slot, digest).envelopes
+
+    def _states(self) -> list[LogState]:
+        """Return every log's state as the next own entry's author knows it."""
+        states = list(self._known.states)
+        states[self._number] = self.state
+        return states
+
+    def _next(self, size: int) -> Entry | None:
+        """Return the next entry that is owed, given `size` bytes already in the group."""
+        change = self._owed_view_change() or self._owed_suspicion() or self._owed_checkpoint()
+        if change is not None:
+            return change
+        proposer = primary(self.view, self._known.genesis.n)
+        opening = self._states()[proposer].opened.get(self.view)
+        if opening is None:
+            return self._owed_new_view() if proposer == self._number else None
+        if self._known.genesis.ordering is Ordering.THREE_PHASE:
+            commit = self._owed_commit(next_commit(self.state, opening.base))
+            if commit is not None:
+                return commit
+        if proposer == self._number:
+            return self._owed_proposal(opening, size)
+        return self._owed_vote(next_vote(self.state, opening.base))
+
+    def _owed_view_change(self) -> ViewChange | None:
+        # The highest view that q replicas want is the q-th highest wish.
+        wishes = sorted((state.wants for state in self._states()), reverse=True)
+        wanted = wishes[self._known.genesis.quorum - 1]
+        return ViewChange(wanted) if wanted > self.view else None
+
+    def _owed_suspicion(self) -> Suspect | None:
+        if self.state.suspected:
+            return None
+        # A primary whose log stopped at a violation can do nothing more here, requests or not.
+        stopped = primary(self.view, self._known.genesis.n) in self._known.blind
+        oldest = self._known.requests.oldest()
+        since = None if oldest is None else oldest.since_ms
+        if stopped or self._patience.has_ended(since, self._known.now_ms):
+            return Suspect(self.view)
+        return None
+
+    def _owed_checkpoint(self) -> Checkpoint | None:
+        for slot in sorted(self._known.own_digests):
+            if slot > self.state.last_checkpoint:
+                return Checkpoint(slot, self._known.own_digests[slot])
+        return None
+
+    def _owed_new_view(self) -> NewView | None:
+        departed = [
+            Reference(state.author, state.view_change_at[self.view].index)
+            for state in self._states()
+            if self.view in state.view_change_at
+        ]
+        quorum = self._known.genesis.quorum
+        return NewView(self.view, tuple(departed[:quorum])) if len(departed) >= quorum else None
+
+    def _owed_commit(self, slot: int) -> Commit | None:
+        own = self.state.votes.get(slot, {}).get(self.view)
+        if own is None:
+            return None
+        digest = self._known.slots.certified(self.view, slot, also=1 << self._number)
+        return Commit(self.view, slot, digest) if digest == own else None
+
+    def _has_room(self, slot: int) -> bool:
+        """Say whether `slot` lies in the window.
+
+        The agreed window counts from the own last checkpoint. Beyond that, nothing is said more than two windows above
+        the stable one: replicas that lie in their checkpoints could otherwise have the rest run on and on while nothing
+        becomes stable and nothing can be forgotten. That only delays: the correct replicas execute what was decided
+        so far, say their checkpoints, and are a quorum.
+        """
+        window = self._known.genesis.limits.window
+        return slot <= min(self.state.last_checkpoint, self._known.stable + window) + window
+
+    def _owed_vote(self, slot: int) -> Prepare | None:
+        if not self._has_room(slot):
+            return None
+        digest = self._known.slots.proposed(self.view, slot)
+        return None if digest is None else Prepare(self.view, slot, digest)
+
+    def _owed_proposal(self, opening: Opening, size: int) -> PrePrepare | None:
+        limits = self._known.genesis.limits
+        slot = next_vote(self.state, opening.top)
+        fits = size + limits.batch_bytes_max <= limits.group_bytes_max
+        envelopes = self._known.requests.take_batch() if fits and self._has_room(slot) else []
+        if not envelopes:
+            return None
+        at_cut = slot % limits.checkpoint_interval == 0
+        cut = [state.position for state in self._known.states] if at_cut else []
+        return PrePrepare(self.view, slot, make_batch(self._known.wall_ms, cut, envelopes))

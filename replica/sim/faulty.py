@@ -1,0 +1,208 @@
+"""A faulty replica: it owns a real log, which never says two things at one index; all else is up to its strategies.
+
+A real core, the *puppet*, reads what it is shown and says what a correct replica would say now. Strategies
+(`replica.sim.strategies`) change that before it is appended, choose who is shown which part of the log, what is
+answered, dropped and delayed, and append on their own. The log takes whatever it is given. What was really appended is
+fed back to the puppet, so that it goes on from there; when the own log broke a rule the puppet has nothing more to say,
+and strategies may still speak.
+
+The faulty replicas of one run form a *cabal*: each sees the others' logs whole and at once, and they share their choice
+of victims and friends.
+"""
+
+from dataclasses import dataclass, field
+
+from replica.apps.kv import KeyValue
+from replica.core import events
+from replica.core.events import Event, VerifiedGroup
+from replica.core.knowledge import Knowledge
+from replica.core.logstate import LogState
+from replica.core.patience import Patience
+from replica.sim.logs import Log
+from replica.sim.messages import GroupMessage, Report, Request
+from replica.sim.replica import Host, WatchedCore
+from replica.sim.setting import Setting
+from replica.sim.strategies import Strategy
+from replica.sim.words import entry_in_words, group_label
+
+
+class Puppet(WatchedCore):
+    """The real core with its strings: it can be told that something else was appended than it asked for."""
+
+    @property
+    def knowledge(self) -> Knowledge:
+        """What it has read."""
+        return self._known
+
+    @property
+    def own(self) -> LogState:
+        """The reduced state of its own log."""
+        return self._known.states[self.number]
+
+    def put_off(self) -> None:
+        """Take in that what it asked for was not appended."""
+        self._appending = False
+        self._pen.resume()
+
+    def _on_appended(self, group: VerifiedGroup) -> None:
+        super()._on_appended(group)
+        self._pen.resume()
+
+    def _say_what_is_owed(self) -> None:
+        # An own entry that waits, or broke a rule, leaves it nothing sensible to say.
+        if not self._inboxes[self.number].unread:
+            super()._say_what_is_owed()
+
+
+@dataclass(slots=True)
+class Cabal:
+    """What the faulty replicas of one run share.
+
+    victim: a correct replica that is kept in the dark. pet: a correct replica that alone is shown what is withheld.
+    censored: the key of a client that is never served. friends: keys of faulty clients.
+    """
+
+    victim: int
+    pet: int
+    censored: bytes
+    friends: set[bytes] = field(default_factory=set)
+    members: list["FaultyReplica"] = field(default_factory=list)
+
+
+class FaultyReplica(Host):
+    """A replica that does what its strategies say."""
+
+    def __init__(self, setting: Setting, number: int, log: Log, cabal: Cabal, strategies: list[Strategy]) -> None:
+        self.cabal = cabal
+        self.strategies = strategies
+        self._is_appending = False
+        super().__init__(setting, number, log)
+        cabal.members.append(self)
+        for strategy in strategies:
+            strategy.join(self)
+        self.handle(events.Recovered())
+
+    @property
+    def puppet(self) -> Puppet:
+        """The real core inside."""
+        if not isinstance(self.core, Puppet):
+            raise TypeError("a faulty replica has a puppet")
+        return self.core
+
+    def _make_core(self) -> WatchedCore:
+        setting = self.setting
+        return Puppet(
+            setting.genesis,
+            self.number,
+            KeyValue(),
+            setting.verifier.heads(),
+            setting.verifier.envelope,
+            Patience(setting.patience_ms),
+        )
+
+    def count(self, strategy: str) -> None:
+        """Count that a strategy did something."""
+        self.world.counts[f"attack-{strategy}"] += 1
+
+    # What comes in.
+
+    def receive(self, source: int, message: object) -> None:
+        """See `Host`."""
+        if all(strategy.takes(source, message) for strategy in self.strategies):
+            super().receive(source, message)
+
+    def on_request(self, source: int, message: Request) -> None:
+        """See `Host`."""
+        for strategy in self.strategies:
+            strategy.on_request(message.raw)
+        super().on_request(source, message)
+
+    def handle(self, event: Event) -> None:
+        """See `Host`."""
+        if self.is_down:
+            return
+        if isinstance(event, events.Tick):
+            for strategy in self.strategies:
+                strategy.on_tick()
+        try:
+            super().handle(event)
+        except Exception as error:  # noqa: BLE001 - its own entries may be anything; it fell into its own trap
+            self.world.counts[f"puppet-{type(error).__name__}"] += 1
+            self.is_down = True
+
+    # What goes out.
+
+    def send(self, to: int, message: object, label: str, hold: int = 0) -> None:
+        """See `Host`."""
+        for strategy in self.strategies:
+            more = strategy.holds(to, message)
+            if more is None:
+                return
+            hold += more
+        super().send(to, message, label, hold)
+
+    def report(self) -> Report:
+        """See `Host`."""
+        said = super().report()
+        for strategy in self.strategies:
+            said = strategy.report(said)
+        return said
+
+    def carry_out(self, effect: events.Effect) -> None:
+        """See `Host`."""
+        if isinstance(effect, events.Append):
+            payloads = list(effect.payloads)
+            for strategy in self.strategies:
+                payloads = strategy.entries(payloads)
+            if payloads:
+                self._append_later(payloads)
+            else:
+                self.puppet.put_off()
+        elif isinstance(effect, events.Send):
+            self.reply(effect)
+        elif isinstance(effect, events.Relay):
+            self.relay(effect)
+        elif isinstance(effect, events.Fetch):
+            self.fetch(effect)
+
+    def _append_later(self, payloads: list[bytes]) -> None:
+        self._is_appending = True
+        delay = self.world.random.randint(0, self.setting.append_ms_max)
+        delay += sum(strategy.append_delay() for strategy in self.strategies)
+
+        def appended() -> None:
+            self._is_appending = False
+            if not self.is_down:
+                self._append(payloads)
+
+        self.world.after(delay, appended)
+
+    def say(self, payloads: list[bytes]) -> bool:
+        """Append on a strategy's behalf; say whether that was possible now."""
+        if self._is_appending or self.is_down or not payloads:
+            return False
+        self._append(payloads)
+        return True
+
+    def _append(self, payloads: list[bytes]) -> None:
+        limit = self.setting.genesis.limits.group_entries_max
+        for start in range(0, len(payloads), limit):
+            group = self.setting.verifier.group(self.number, self.log.append(tuple(payloads[start : start + limit])))
+            if group is None:
+                raise RuntimeError("the simulated log attested what does not verify")
+            self.world.note(f"{self.number} appended {group_label(group)}")
+            if self.world.is_traced:
+                said = "; ".join(entry_in_words(payload) for payload in group.payloads)
+                self.world.remark(f"replica {self.number} (faulty): really says {said}")
+            self.setting.witness.saw_group(group)
+            self.keep(group)
+            self.publish(group)
+            self.handle(events.Appended(group))
+            for member in self.cabal.members:
+                if member is not self and not member.is_down:
+                    member.keep(group)
+                    member.handle(events.GroupReceived(group))
+
+    def push(self, to: int, log: int, raw: bytes) -> None:
+        """Send any bytes as a group, past all strategies."""
+        super().send(to, GroupMessage(log, raw), f"pushed {log} {len(raw)} bytes")

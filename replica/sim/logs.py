@@ -1,0 +1,215 @@
+"""Trusted logs and signatures of the virtual world.
+
+A simulated log chains digests exactly as the real one does and never attests two values at one index; only the
+signature is a stand-in: SHA-256 over a secret that no strategy ever reads and the statement. In one run in a hundred
+the logs are `trustlog.in_memory()` with keys from the seed, groups are verified by `trustlog.verify_append` and
+clients sign with ECDSA. Groups travel as bytes and are verified by whoever receives them, in both kinds of run.
+
+Nothing random is in a head or in a client's envelope, so trace hashes are reproducible in both.
+"""
+
+import hashlib
+from typing import Protocol
+
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from replica.core.envelope import Envelope
+from replica.core.events import VerifiedGroup
+from replica.core.genesis import Genesis, Limits, Member, Ordering
+from replica.core.group import Group, decode_group, encode_group, encode_payloads
+from replica.core.layout import LayoutError
+from trustlog import (
+    AppendStatement,
+    Attestation,
+    AttestedLog,
+    BackendKind,
+    LogIdentity,
+    VerificationError,
+    VerifyingKey,
+    entry_digest,
+    fold,
+    genesis_head,
+    in_memory,
+    log_id,
+    verify_append,
+    verify_signature,
+)
+
+_DETERMINISTIC = ec.ECDSA(hashes.SHA256(), deterministic_signing=True)
+
+
+def _secret(name: str) -> bytes:
+    return hashlib.sha256(b"trustlog/sim\0" + name.encode()).digest()
+
+
+def _private_key(name: str) -> ec.EllipticCurvePrivateKey:
+    return ec.derive_private_key(int.from_bytes(_secret(name), "big") >> 1, ec.SECP256R1())
+
+
+def stand_in_key(number: int) -> bytes:
+    """Return 65 bytes that stand for a public key."""
+    return b"\x04" + hashlib.sha512(b"sim key %d" % number).digest()
+
+
+class ClientKey:
+    """A client's key: signs envelopes."""
+
+    def __init__(self, name: int, *, real: bool) -> None:
+        self._real = _private_key(f"client {name}") if real else None
+        if self._real is not None:
+            self.public = self._real.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+        else:
+            self.public = stand_in_key(name)
+
+    def sign(self, message: bytes) -> bytes:
+        """Return 64 bytes."""
+        if self._real is None:
+            return _stand_in_signature(self.public, message)
+        r, s = decode_dss_signature(self._real.sign(message, _DETERMINISTIC))
+        return r.to_bytes(32, "big") + s.to_bytes(32, "big")
+
+
+def _stand_in_signature(public: bytes, message: bytes) -> bytes:
+    # Whoever holds a public key could compute it; no strategy in this package does.
+    return hashlib.sha256(b"sim signature\0" + public + message).digest() * 2
+
+
+class Log(Protocol):
+    """One replica's trusted log."""
+
+    public_key: bytes
+    context: bytes
+
+    def append(self, payloads: tuple[bytes, ...]) -> bytes:
+        """Append these payloads as one group; return it as it travels."""
+
+
+class StandInLog:
+    """The trusted part without its cryptography."""
+
+    def __init__(self, number: int) -> None:
+        self.public_key = stand_in_key(number)
+        self.id = log_id(self.public_key)
+        self.last = 0
+        self.head = genesis_head(self.id, 0)
+        self.context = bytes(32)
+
+    def append(self, payloads: tuple[bytes, ...]) -> bytes:
+        """See `Log`."""
+        digests = [entry_digest(payload) for payload in payloads]
+        before, first = self.head, self.last + 1
+        self.last += len(payloads)
+        self.head = fold(before, first, digests)
+        statement = AppendStatement(
+            BackendKind.SOFTWARE, self.context, self.id, 0, first, self.last, before, self.head
+        ).encode()
+        signature = _stand_in_signature(self.public_key, statement)
+        return encode_group(Attestation(statement, signature), encode_payloads(payloads))
+
+    def clone(self) -> "StandInLog":
+        """Return a second trusted part with the same key and state: what must never exist."""
+        twin = StandInLog.__new__(StandInLog)
+        twin.public_key, twin.id, twin.last, twin.head = self.public_key, self.id, self.last, self.head
+        twin.context = self.context
+        return twin
+
+
+class RealLog:
+    """The real trusted part, in memory."""
+
+    def __init__(self, number: int) -> None:
+        self._log: AttestedLog = in_memory(_private_key(f"log {number}"))
+        self.public_key = self._log.public_key
+        self.context = bytes(32)
+
+    def append(self, payloads: tuple[bytes, ...]) -> bytes:
+        """See `Log`."""
+        attestation = self._log.append([entry_digest(payload) for payload in payloads], context=self.context)
+        return encode_group(attestation, encode_payloads(payloads))
+
+
+def make_cluster(f: int, ordering: Ordering, limits: Limits, seed: int, *, real: bool) -> tuple[Genesis, list[Log]]:
+    """Make the logs of a cluster of 2f + 1 and what its members agree on."""
+    logs: list[Log] = [RealLog(i) if real else StandInLog(i) for i in range(2 * f + 1)]
+    genesis = Genesis(
+        name="sim",
+        nonce=seed.to_bytes(32, "big"),
+        f=f,
+        ordering=ordering,
+        application="replica.apps.kv:KeyValue",
+        limits=limits,
+        members=tuple(Member(i, BackendKind.SOFTWARE, log.public_key) for i, log in enumerate(logs)),
+    )
+    for log in logs:
+        log.context = genesis.context()
+    return genesis, logs
+
+
+class Verifier:
+    """Verifies groups and envelopes, each once per run: the answer is a function of the bytes."""
+
+    def __init__(self, genesis: Genesis, *, real: bool) -> None:
+        self._limits = genesis.limits
+        self._context = genesis.context()
+        self._real = real
+        self._keys = [m.log_public_key for m in genesis.members]
+        self._identities = [
+            LogIdentity(VerifyingKey.from_bytes(m.log_public_key), BackendKind.SOFTWARE) if real else None
+            for m in genesis.members
+        ]
+        self._groups: dict[tuple[int, bytes], VerifiedGroup | None] = {}
+        self._envelopes: dict[bytes, bool] = {}
+
+    def heads(self) -> list[bytes]:
+        """Return every log's head before its first entry."""
+        return [genesis_head(log_id(key), 0) for key in self._keys]
+
+    def group(self, log: int, raw: bytes) -> VerifiedGroup | None:
+        """Return the group if `log` attested it, else None."""
+        key = (log, raw)
+        if key not in self._groups:
+            self._groups[key] = self._verify(log, raw)
+        return self._groups[key]
+
+    def envelope(self, envelope: Envelope) -> bool:
+        """Say whether the envelope's client signed it."""
+        known = self._envelopes.get(envelope.raw)
+        if known is None:
+            known = self._envelopes[envelope.raw] = self._is_signed(envelope)
+        return known
+
+    def _is_signed(self, envelope: Envelope) -> bool:
+        if not self._real:
+            return envelope.signature == _stand_in_signature(envelope.client, envelope.signed)
+        try:
+            verify_signature(envelope.client, envelope.signature, envelope.signed)
+        except VerificationError:
+            return False
+        return True
+
+    def _verify(self, log: int, raw: bytes) -> VerifiedGroup | None:
+        try:
+            group = decode_group(raw, self._limits)
+            digests = [entry_digest(payload) for payload in group.payloads]
+            said = self._verify_statement(log, group, digests)
+        except (LayoutError, VerificationError):
+            return None
+        return VerifiedGroup(log, said.first, said.last, said.head_before, said.head_after, group.payloads, raw)
+
+    def _verify_statement(self, log: int, group: Group, digests: list[bytes]) -> AppendStatement:
+        identity = self._identities[log]
+        if identity is not None:
+            return verify_append(identity, group.attestation, digests, context=self._context)
+        said = AppendStatement.decode(group.attestation.statement)
+        if said.log_id != log_id(self._keys[log]) or said.context != self._context or said.epoch:
+            raise VerificationError("wrong-log", "the statement is another log's")
+        if said.last - said.first + 1 != len(digests):
+            raise VerificationError("wrong-count", "as many digests as the statement says")
+        if fold(said.head_before, said.first, digests) != said.head_after:
+            raise VerificationError("wrong-head", "the digests do not lead to the attested head")
+        if group.attestation.signature != _stand_in_signature(self._keys[log], group.attestation.statement):
+            raise VerificationError("bad-signature", "signature does not verify")
+        return said

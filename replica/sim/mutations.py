@@ -1,0 +1,78 @@
+"""Entries malformed in each of their fields.
+
+A mutation takes a right payload and changes one field: to a neighbour's value, to nothing, to the largest number, to
+noise; or it cuts the payload, or adds to it. What results may be malformed, a broken rule, a lie, a wait for ever, or
+by chance right: whatever it is, correct replicas must all treat it alike.
+"""
+
+import random
+
+from replica.core.entries import (
+    CHECKPOINT,
+    COMMIT,
+    NEW_VIEW,
+    PRE_PREPARE,
+    PREPARE,
+    SUSPECT,
+    VIEW_CHANGE,
+)
+
+# kind -> field -> (offset, size); the layout is that of `replica.core.entries` and `replica.core.batch`.
+FIELDS: dict[int, dict[str, tuple[int, int]]] = {
+    PRE_PREPARE: {"view": (1, 8), "slot": (9, 8), "time": (17, 8), "positions": (25, 2), "cut-or-envelopes": (27, 8)},
+    PREPARE: {"view": (1, 8), "slot": (9, 8), "digest": (17, 32)},
+    COMMIT: {"view": (1, 8), "slot": (9, 8), "digest": (17, 32)},
+    CHECKPOINT: {"slot": (1, 8), "digest": (9, 32)},
+    SUSPECT: {"view": (1, 8)},
+    VIEW_CHANGE: {"view": (1, 8)},
+    NEW_VIEW: {"view": (1, 8), "count": (9, 2), "replica": (11, 2), "index": (13, 8)},
+}
+NAMES = {
+    PRE_PREPARE: "pre-prepare",
+    PREPARE: "prepare",
+    COMMIT: "commit",
+    CHECKPOINT: "checkpoint",
+    SUSPECT: "suspect",
+    VIEW_CHANGE: "view-change",
+    NEW_VIEW: "new-view",
+}
+WHOLE = ("kind", "short", "long", "signature")
+
+
+def mutation_names() -> list[str]:
+    """Return the name of every mutation, as counted."""
+    names = []
+    for kind, fields in FIELDS.items():
+        whole = [name for name in WHOLE if name != "signature" or kind == PRE_PREPARE]
+        names += [f"malformed-{NAMES[kind]}-{field}" for field in (*fields, *whole)]
+    return names
+
+
+def mutate(payload: bytes, chance: random.Random) -> tuple[str, bytes]:
+    """Change one field of a right payload; return the mutation's name and the result."""
+    kind = payload[0]
+    fields = FIELDS[kind]
+    whole = [name for name in WHOLE if name != "signature" or kind == PRE_PREPARE]
+    field = chance.choice([*fields, *whole])
+    name = f"malformed-{NAMES[kind]}-{field}"
+    if field == "kind":
+        return name, bytes([chance.choice((0, 8, 255, 1 + kind % 7))]) + payload[1:]
+    if field == "short":
+        return name, payload[: chance.randrange(1, len(payload))]
+    if field == "long":
+        return name, payload + chance.randbytes(chance.choice((1, 8, 64)))
+    if field == "signature":
+        # The last bytes of a proposal that holds an envelope are its client's signature.
+        return name, payload[:-1] + bytes([payload[-1] ^ 1])
+    at, size = fields[field]
+    old = payload[at : at + size]
+    return name, payload[:at] + _other(old, chance) + payload[at + len(old) :]
+
+
+def _other(old: bytes, chance: random.Random) -> bytes:
+    if len(old) > 8:
+        return chance.choice((bytes(len(old)), chance.randbytes(len(old))))
+    number: int = int.from_bytes(old, "big")
+    top: int = (1 << 8 * len(old)) - 1
+    near = number + chance.choice((-2, -1, 1, 1, 2, 3))
+    return min(max(0, chance.choice((near, near, 0, top, top // 2, number ^ 1))), top).to_bytes(len(old), "big")

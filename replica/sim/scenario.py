@@ -1,0 +1,115 @@
+"""What happens in one run, drawn from its seed: the cluster, its network, its faults and its clients."""
+
+import random
+from dataclasses import dataclass
+
+from replica.core.genesis import Limits, Ordering
+from replica.sim.clients import Habits
+from replica.sim.repertoire import draw_strategies
+from replica.sim.world import Weather
+
+REAL_SIGNATURES_EVERY = 100
+
+LIMITS = Limits(
+    checkpoint_interval=4,
+    window=8,
+    operation_bytes_max=1024,
+    envelope_operations_max=8,
+    envelope_bytes_max=16 * 1024,
+    batch_envelopes_max=4,
+    batch_bytes_max=64 * 1024,
+    group_entries_max=16,
+    group_bytes_max=256 * 1024,
+    result_bytes_max=4096,
+    session_window=64,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One run. Times in milliseconds.
+
+    faulty: the faulty replicas' numbers, at most f. strategies: the names of what each of them does.
+    storm_ms: how long the safety phase takes. partitions, stalls, crashes, disconnects: how many there are in it.
+    """
+
+    seed: int
+    f: int
+    ordering: Ordering
+    limits: Limits
+    faulty: tuple[int, ...]
+    strategies: tuple[tuple[str, ...], ...]
+    real_signatures: bool
+    weather: Weather
+    patience_ms: int
+    append_ms_max: int
+    storm_ms: int
+    partitions: int
+    stalls: int
+    crashes: int
+    disconnects: int
+    clients: int
+    faulty_clients: int
+    habits: Habits
+
+    @property
+    def n(self) -> int:
+        """The number of replicas."""
+        return 2 * self.f + 1
+
+
+def draw(seed: int) -> Scenario:
+    """Draw a scenario."""
+    chance = random.Random(f"scenario {seed}")  # noqa: S311 - reproducible on purpose
+    f = chance.choice((1, 1, 1, 2, 2, 3))
+    n = 2 * f + 1
+    count = chance.choice((0, f, f, f, chance.randint(0, f)))
+    # Consecutive faulty primaries are the common case: the first ones, or some in a row.
+    start = chance.choice((0, 0, 1, chance.randrange(n)))
+    in_a_row = tuple(sorted((start + i) % n for i in range(count)))
+    faulty = in_a_row if chance.random() < 0.7 else tuple(sorted(chance.sample(range(n), count)))
+    strategies = tuple(draw_strategies(chance) for _ in faulty)
+    if strategies and chance.random() < 0.3:
+        strategies = strategies[:1] * len(faulty)
+    limits = LIMITS
+    if chance.random() < 0.15:
+        limits = Limits(**{**_fields(LIMITS), "checkpoint_interval": 2, "window": 4})
+    elif chance.random() < 0.1:
+        limits = Limits(**{**_fields(LIMITS), "checkpoint_interval": 16, "window": 32})
+    bad = chance.random() < 0.7
+    weather = Weather(
+        delay_min=1,
+        delay_max=chance.choice((2, 10, 30, 80)),
+        loss=chance.choice((0.0, 0.01, 0.1, 0.3)) if bad else 0.0,
+        duplicate=chance.choice((0.0, 0.02, 0.2)) if bad else 0.0,
+        straggle=chance.choice((0.0, 0.01, 0.1)) if bad else 0.0,
+        straggle_max=chance.choice((200, 1000)),
+    )
+    return Scenario(
+        seed=seed,
+        f=f,
+        ordering=chance.choice((Ordering.TWO_PHASE, Ordering.THREE_PHASE)),
+        limits=limits,
+        faulty=faulty,
+        strategies=strategies,
+        real_signatures=seed % REAL_SIGNATURES_EVERY == 0,
+        weather=weather,
+        patience_ms=chance.choice((150, 300, 600)),
+        append_ms_max=chance.choice((0, 2, 10)),
+        storm_ms=chance.choice((4000, 8000, 12000)),
+        partitions=chance.choice((0, 0, 1, 3, 8)),
+        stalls=chance.choice((0, 0, 1, 4)),
+        crashes=chance.choice((0, 0, 0, 1, 4)),
+        disconnects=chance.choice((0, 1, 4)),
+        clients=chance.choice((1, 2, 3)),
+        faulty_clients=chance.choice((0, 0, 1, 2)),
+        habits=Habits(
+            concurrency=chance.choice((1, 2, 4)),
+            think_ms=chance.choice((50, 150, 400)),
+            patience_ms=chance.choice((100, 300)),
+        ),
+    )
+
+
+def _fields(limits: Limits) -> dict[str, int]:
+    return {name: getattr(limits, name) for name in Limits.__dataclass_fields__}
