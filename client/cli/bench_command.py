@@ -15,7 +15,7 @@ from client.errors import ClientError
 from client.measure import KEY_BYTES, LEVELS, RUN_S, RUNS, VALUE_BYTES, Level, Plan, measure
 from client.queries import ReplicaStatus, number_in
 from client.surroundings import describe
-from trustlog.cli.contract import Output, grid, output_option
+from trustlog.cli.contract import FiniteFloat, Output, grid, output_option
 
 Command = Callable[..., Any]
 GENERATOR = "client"
@@ -27,7 +27,7 @@ def plan_options(command: Command) -> Command:
         click.option("--runs", type=click.IntRange(1, 1000), default=RUNS, show_default=True),
         click.option(
             "--seconds",
-            type=click.FloatRange(0.1, 3600),
+            type=FiniteFloat(0.1, 3600),
             default=RUN_S,
             show_default=True,
             help="Length of a run.",

@@ -13,7 +13,7 @@ from client.cli.running import BytesArgument, Target, example, show, text_of, wr
 from client.cli.status_command import status
 from replica.apps import kv
 from replica.core.envelope import Result, Status
-from trustlog.cli.contract import Exit, Output, grid, output_option, printable, run
+from trustlog.cli.contract import Exit, FiniteFloat, Output, grid, output_option, printable, run
 
 SCAN_KEYS_MAX = 100_000
 VALUE_BYTES_READ = 8 * 1024 * 1024
@@ -42,7 +42,7 @@ target = click.pass_obj
 @click.option(
     "--deadline",
     metavar="SECONDS",
-    type=click.FloatRange(0, DEADLINE_S_MAX, min_open=True),
+    type=FiniteFloat(0, DEADLINE_S_MAX, min_open=True),
     default=DEADLINE_S,
     show_default=True,
     help="How long an operation may take.",
@@ -52,8 +52,8 @@ target = click.pass_obj
 def cli(ctx: click.Context, directory: Path | None, deadline: float) -> None:
     """Talk to a cluster of replicas. Every answer is what f+1 of them agree on.
 
-    Exit codes: 0 done, 1 a negative answer (no such key, not swapped, refused), 2 used wrongly,
-    3 not reachable or undecided within the deadline.
+    Exit codes: 0 done, 1 a negative answer (no such key, not swapped, refused), 2 used wrongly or the output
+    cannot be written, 3 not reachable or undecided within the deadline.
     """
     ctx.obj = Target(directory, deadline)
 

@@ -214,6 +214,14 @@ def test_wrong_use_is_exit_2(run, arguments):
     assert (code, document(out)["error"]["exit"], err) == (2, 2, b"")
 
 
+@pytest.mark.parametrize("arguments", [("--deadline", "nan", "get", "k"), ("bench", "--seconds", "nan")])
+def test_nan_is_no_number_of_seconds(arguments, capfdbinary):
+    with pytest.raises(SystemExit) as ended:
+        main(["-c", "c", *arguments, "-o", "json"])
+    assert ended.value.code == 2
+    assert document(capfdbinary.readouterr().out)["error"]["code"] == "usage"
+
+
 def test_a_cluster_must_be_named_and_be_there(capfdbinary, tmp_path, monkeypatch):
     monkeypatch.delenv("TRUSTLOG_CLUSTER", raising=False)
     with pytest.raises(SystemExit) as ended:

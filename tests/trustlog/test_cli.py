@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shlex
 import subprocess
 import sys
 
 import pytest
 
 from tests.trustlog.support import NONCE, OTHER_NONCE, flip
+from trustlog.cli.contract import run
+from trustlog.cli.main import cli
 
 PROGRAM = [sys.executable, "-m", "trustlog.cli.main"]
 COMMANDS = ["init", "append", "lookup", "end", "truncate", "verify"]
@@ -258,8 +263,49 @@ def test_without_arguments_the_help_is_a_usage_error(shell):
 
 
 def test_a_reader_that_goes_away(log):
-    command = [*PROGRAM, "end", "my log"]
-    with subprocess.Popen(command, cwd=log.directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        process.stdout.close()
-        assert process.stderr.read() == b""
-        assert process.wait() == 141
+    for output in ("plain", "table", "json"):
+        command = [*PROGRAM, "end", "my log", "-o", output]
+        with subprocess.Popen(command, cwd=log.directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            process.stdout.close()
+            assert process.stderr.read() == b""
+            assert process.wait() == 141
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("redirection", [">/dev/full", ">&-"])
+@pytest.mark.parametrize("arguments", ["end log -o json", "end log -o table", "end log -o plain", "--help"])
+def test_output_that_cannot_be_written(shell, arguments, redirection, unbuffered):
+    shell("init", "log")
+    line = f"{shlex.join(PROGRAM)} {arguments} {redirection}"
+    result = subprocess.run(
+        ["bash", "-c", line],
+        cwd=shell.directory,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: our output cannot be written: ")
+    assert result.stderr.count("\n") == 2
+
+
+def test_closed_standard_input_and_error(shell):
+    shell("init", "log")
+    for line, code in (("append log - <&-", 2), ("bogus 2>&-", 2), ("end log 2>&- <&-", 0)):
+        command = f"{shlex.join(PROGRAM)} {line}"
+        result = subprocess.run(["bash", "-c", command], cwd=shell.directory, capture_output=True, check=False)
+        assert result.returncode == code
+        assert b"Traceback" not in result.stderr
+
+
+def test_a_failing_disk_says_that_nothing_unsaved_was_signed(log, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("trustlog.cli.main.HostLog", full)
+    monkeypatch.chdir(log.directory)
+    with pytest.raises(SystemExit) as ended:
+        run(cli, ["append", "my log", "x"])
+    assert ended.value.code == 1
+    assert "nothing unsaved was signed" in capsys.readouterr().err

@@ -8,7 +8,18 @@ import click
 import pytest
 
 from trustlog.cli import contract
-from trustlog.cli.contract import CommandError, Exit, Output, example, grid, key_values, output_option, printable, run
+from trustlog.cli.contract import (
+    CommandError,
+    Exit,
+    FiniteFloat,
+    Output,
+    example,
+    grid,
+    key_values,
+    output_option,
+    printable,
+    run,
+)
 from trustlog.errors import MisuseError, SealedStateError, TrustLogError, VerificationError
 
 
@@ -70,6 +81,18 @@ def test_failures(capsys, failure, exit_code, code):
     got, out, err = ran(capsys, failure, "-o", "plain")
     assert (got, out) == (exit_code, "")
     assert err.startswith("error: ")
+
+
+def test_only_the_logs_own_program_speaks_of_signing(capsys):
+    assert "signed" not in ran(capsys, OSError(errno.ENOSPC, "No space left on device"))[2]
+
+
+@pytest.mark.parametrize("text", ["nan", "NaN", "inf", "-inf", "1e999", "x", "0", "11"])
+def test_numbers_are_finite_and_within_bounds(text):
+    option = click.Option(["--seconds"], type=FiniteFloat(0, 10, min_open=True))
+    assert option.type.convert("2.5", option, None) == 2.5
+    with pytest.raises(click.BadParameter):
+        option.type.convert(text, option, None)
 
 
 def test_unexpected_failures_are_not_hidden(capsys):

@@ -7,8 +7,11 @@ go to stderr as ``error: what happened`` and ``hint: what to do next``. Control 
 reach a terminal.
 
 Exit codes: 0 done; 1 a negative answer, a failed verification, damage or a failing disk; 2 used wrongly
-(arguments, files that are missing or not accessible); 3 nobody reachable, or undecided within the deadline;
-130 interrupted; 141 the reader of our output went away.
+(arguments, files that are missing or not accessible) or our output cannot be written; 3 nobody reachable, or
+undecided within the deadline; 130 interrupted; 141 the reader of our output went away.
+
+Output that cannot be written (a full disk, a closed stdout) is no answer, so never 1: exit 2, code
+``output-failed``, always as text on stderr. What the command was to do may be done.
 
 A command returns nothing, or an ``Exit`` to end with after it has printed its result; it raises
 ``CommandError`` (or click's errors, TrustLogError, OSError), and ``run`` turns those into the above.
@@ -18,12 +21,13 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import IntEnum
-from typing import Any, NoReturn, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar, cast
 
 import click
 from rich.console import Console, RenderableType
@@ -31,6 +35,9 @@ from rich.table import Table
 from rich.text import Text
 
 from trustlog.errors import MisuseError, SealedStateError, TrustLogError, VerificationError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 SCHEMA_VERSION = 1
 FORMATS = ("table", "json", "plain")
@@ -60,6 +67,21 @@ class CommandError(Exception):
         self.hint = hint
         self.exit_code = exit_code
         self.code = code
+
+
+class OutputError(OSError):
+    """Our own output cannot be written."""
+
+
+class FiniteFloat(click.FloatRange):
+    """A number within bounds. "nan" is a number to Python, and within all bounds."""
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Parse, or fail as a usage error."""
+        number = float(super().convert(value, param, ctx))  # type: ignore[arg-type]
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a number to count with", param, ctx)
+        return number
 
 
 def printable(text: str) -> str:
@@ -95,6 +117,13 @@ def example(*lines: str) -> str:
     return "\n".join(["\b", "Example:", *(f"  {line}" for line in lines)])
 
 
+class _Console(Console):
+    """A console that leaves it to ``run`` what a reader that went away means; rich would exit with 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 class Output:
     """Prints a command's results in the format its user chose."""
 
@@ -112,7 +141,7 @@ class Output:
         if self.format == "json":
             _write(json.dumps({"schema_version": SCHEMA_VERSION, **data}))
         elif self.format == "table" and table is not None:
-            Console(file=sys.stdout, highlight=False).print(table)
+            _Console(file=sys.stdout, highlight=False).print(table)
         else:
             for line in [plain] if isinstance(plain, str) else plain:
                 _write(printable(line))
@@ -133,17 +162,72 @@ def output_option(command: Command) -> Command:
 def run(group: click.Group, argv: Sequence[str] | None = None, prog_name: str = "trustlog") -> NoReturn:
     """Run a program under the contract above and exit. ``argv`` is without the program's name."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    _prepare_streams()
     try:
         code = _run(group, arguments, prog_name)
         sys.stdout.flush()
     except BrokenPipeError:
-        # The interpreter flushes stdout once more at exit, and must not find the broken pipe again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         code = _EXIT_PIPE_CLOSED
+    except OutputError as error:
+        _discard_output()
+        failure = as_command_error(error, prog_name)
+        _report(failure, as_json=False)
+        code = failure.exit_code
     sys.exit(code)
+
+
+class _OutputFile(io.FileIO):
+    """Standard output, whose failures can be told from those of every other file."""
+
+    def write(self, data: Buffer, /) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputError(error.errno, error.strerror) from error
+
+
+def _prepare_streams() -> None:
+    """Make the standard streams usable whatever our caller did to them, and stdout's failures recognisable."""
+    if sys.stdin is None:
+        _occupy(0, os.O_RDONLY)
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    if sys.stdout is None:
+        _occupy(1, os.O_RDONLY)  # reading only: what is written to a closed stdout fails
+        sys.stdout = io.TextIOWrapper(io.BufferedWriter(_OutputFile(1, "w", closefd=False)), encoding="utf-8")
+    elif isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout is sys.__stdout__:
+        old = sys.stdout
+        raw = _OutputFile(old.fileno(), "w", closefd=False)
+        buffered = isinstance(old.buffer, io.BufferedWriter)  # not with PYTHONUNBUFFERED
+        sys.stdout = io.TextIOWrapper(
+            io.BufferedWriter(raw) if buffered else cast("io.BufferedWriter", raw),
+            encoding=old.encoding,
+            line_buffering=old.line_buffering,
+            write_through=old.write_through,
+        )
+    if sys.stderr is None:
+        _occupy(2, os.O_WRONLY)
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _occupy(number: int, flags: int) -> None:
+    """Give a closed standard stream's number to /dev/null, so that no file or socket gets it."""
+    null = os.open(os.devnull, flags)
+    if null != number:
+        os.dup2(null, number)
+        os.close(null)
+
+
+def _discard_output() -> None:
+    """Let stdout lead nowhere: at exit the interpreter flushes it once more, and must not fail again."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
 
 
 def _run(group: click.Group, arguments: list[str], prog_name: str) -> int:
@@ -154,7 +238,7 @@ def _run(group: click.Group, arguments: list[str], prog_name: str) -> int:
         return done.exit_code
     except (click.Abort, KeyboardInterrupt):
         failure = CommandError("interrupted", "", _EXIT_INTERRUPTED, code="interrupted")
-    except BrokenPipeError:
+    except (BrokenPipeError, OutputError):
         raise
     except click.exceptions.NoArgsIsHelpError as error:
         _write(error.format_message(), sys.stderr)
@@ -180,6 +264,9 @@ def as_command_error(error: Exception, prog_name: str = "trustlog") -> CommandEr
         return CommandError(str(error), "keep the files for inspection", code="damaged")
     if isinstance(error, MisuseError):
         return CommandError(str(error), f"see: {prog_name} --help", Exit.USAGE, code="misuse")
+    if isinstance(error, OutputError):
+        hint = "give the output room; what the command was to do may be done already"
+        return CommandError(f"our output cannot be written: {error.strerror}", hint, Exit.USAGE, code="output-failed")
     if isinstance(error, (ConnectionError, TimeoutError)):
         hint = "check address and network, and try again"
         return CommandError(f"not reachable: {error}", hint, Exit.UNREACHABLE, code="unreachable")
@@ -189,7 +276,7 @@ def as_command_error(error: Exception, prog_name: str = "trustlog") -> CommandEr
             error,
             (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError),
         )
-        hint = "check the path and its permissions" if local else "check the disk; nothing unsaved was signed"
+        hint = "check the path and its permissions" if local else "check the disk"
         exit_code = Exit.USAGE if local else Exit.NEGATIVE
         return CommandError(f"{error.strerror or error}{where}", hint, exit_code, code="os-error")
     return CommandError(str(error))

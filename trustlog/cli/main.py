@@ -12,7 +12,7 @@ from typing import NoReturn
 import click
 
 from trustlog import software
-from trustlog.cli.contract import CommandError, Exit, Output, example, key_values, output_option, run
+from trustlog.cli.contract import CommandError, Exit, Output, as_command_error, example, key_values, output_option, run
 from trustlog.cli.documents import DOCUMENT_SIZE_MAX, Expectation, document, verify_document
 from trustlog.cli.hostlog import STANDALONE_CONTEXT, HostLog
 from trustlog.errors import VerificationError
@@ -191,8 +191,14 @@ def verify(
 
 @contextmanager
 def _opened(directory: Path) -> Iterator[AttestedLog]:
-    with software.open_log(directory) as log:
-        yield log
+    try:
+        with software.open_log(directory) as log:
+            yield log
+    except OSError as error:
+        failure = as_command_error(error)
+        if failure.exit_code != Exit.USAGE:
+            failure.hint = "check the disk; nothing unsaved was signed"
+        raise failure from error
 
 
 def _read_key(path: Path) -> VerifyingKey:
