@@ -318,6 +318,9 @@ def test_the_same_batches_give_the_same_digest_whatever_was_asked_on_the_way():
     assert plain.executor.digest() == asked.executor.digest()
 
 
-def test_an_opening_is_never_answered_without_ordering():
+def test_an_opening_is_answered_from_memory_only_after_it_was_ordered():
     w = World()
-    assert w.executor.known_reply(w.client.open()) is None
+    opening = w.client.open(nonce=b"another session!", void_after=9)
+    assert w.executor.known_reply(opening) is None
+    (reply,) = w.run(opening)
+    assert w.executor.known_reply(opening) == reply
