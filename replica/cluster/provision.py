@@ -172,12 +172,13 @@ def assemble(
     check_unique([part.place for part in parts], str(out))
     raw = _cluster_bytes(parts, f, name=name, ordering=ordering, application=application, limits=limits)
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         write_new(out, raw, 0o644)
-    except FileExistsError:
-        raise ProvisionError(
-            f"{out}: exists already and is not overwritten; remove it or choose another name"
-        ) from None
     except OSError as error:
+        if isinstance(error, FileExistsError) and out.parent.is_dir():
+            raise ProvisionError(
+                f"{out}: exists already and is not overwritten; remove it or choose another name"
+            ) from None
         raise ProvisionError(f"{out}: cannot be written: {error.strerror}") from error
     return parse_cluster_file(raw, str(out))
 

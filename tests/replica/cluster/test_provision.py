@@ -186,6 +186,15 @@ def test_public_file_holds_nothing_private(public_files):
         assert log.public_key.hex() in text
 
 
+def test_assemble_makes_missing_parents(tmp_path, public_files):
+    out = tmp_path / "my-cluster" / "deep" / "cluster.toml"
+    assemble(public_files, out)
+    assert load_cluster_file(out.parent).genesis.f == 1
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ProvisionError, match="cannot be written"):
+        assemble(public_files, tmp_path / "file" / "cluster.toml")
+
+
 def test_assemble_wants_each_number_once(tmp_path, public_files):
     out = tmp_path / "cluster.toml"
     for files, words in [
