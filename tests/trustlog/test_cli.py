@@ -127,6 +127,24 @@ def test_an_old_answer_to_a_new_question(log):
     verification_fails(log, "wrong-payload", "lookup.json", "--payload", "goodbye")
 
 
+@pytest.mark.parametrize(
+    ("reason", "command", "option"),
+    [
+        ("no-nonce", ["append", "x"], ["--nonce", NONCE.hex()]),
+        ("no-nonce", ["truncate", "2"], ["--nonce", NONCE.hex()]),
+        ("no-index", ["append", "x"], ["--index", "4"]),
+        ("no-index", ["truncate", "2"], ["--index", "2"]),
+        ("no-index", ["end"], ["--index", "3"]),
+        ("no-payload", ["truncate", "2"], ["--payload", "x"]),
+        ("no-payload", ["end"], ["--payload", "x"]),
+    ],
+)
+def test_what_a_statement_cannot_prove_is_refused_not_ignored(log, reason, command, option):
+    save(log, "said.json", log.json(command[0], "my log", *command[1:]))
+    log("verify", "--key", "my log/log.pub", "said.json")
+    verification_fails(log, reason, "said.json", *option)
+
+
 def test_documents_that_were_changed(log):
     group = log.json("append", "my log", "-", stdin=b"x\ny\n")
     lookup = log.json("lookup", "my log", "1")

@@ -106,6 +106,7 @@ def verify_document(data: bytes, key: VerifyingKey, expected: Expectation) -> di
         _bytes_of(_field(attested, "statement", str)), _bytes_of(_field(attested, "signature", str))
     )
     statement = decode_statement(attestation.statement)
+    _check_answerable(statement, expected)
     identity = LogIdentity(key, frozenset(BackendKind))
     context = expected.context
     digests: list[bytes] = []
@@ -134,6 +135,18 @@ def verify_document(data: bytes, key: VerifyingKey, expected: Expectation) -> di
     if expected.payloads:
         _check_payloads(expected.payloads, digests)
     return said
+
+
+def _check_answerable(statement: Statement, expected: Expectation) -> None:
+    """Refuse an expectation that this kind of statement cannot meet: ignoring it would look like proof."""
+    name = str(facts(statement)["statement"])
+    name = f"an {name}" if name in {"append", "end"} else f"a {name}"
+    if expected.nonce is not None and not isinstance(statement, (LookupStatement, EndStatement)):
+        raise VerificationError("no-nonce", f"{name} statement has no nonce: it proves no freshness")
+    if expected.index is not None and not isinstance(statement, LookupStatement):
+        raise VerificationError("no-index", f"{name} statement answers no question about an index")
+    if expected.payloads and not isinstance(statement, (AppendStatement, LookupStatement)):
+        raise VerificationError("no-payload", f"{name} statement attests no payload")
 
 
 def _check_payloads(payloads: Sequence[bytes], digests: Sequence[bytes]) -> None:

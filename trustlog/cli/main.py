@@ -179,7 +179,8 @@ def verify(
 ) -> None:
     """Verify a JSON document that another command wrote (- reads standard input). Needs no log directory.
 
-    Exit 1 with the reason if it does not prove what it says.
+    Exit 1 with the reason if it does not prove what it says, or cannot prove what you ask: only lookup and end
+    have a nonce, only lookup an index, only append and lookup payloads.
     """
     expected_payloads = [payload.encode("utf-8", "surrogateescape") for payload in payloads]
     expected = Expectation(context, nonce, index, expected_payloads)
