@@ -10,6 +10,7 @@ from replica.cluster.home import load_home
 from replica.cluster.provision import init_cluster, replica_folder_name
 from replica.shell.node import Node
 from tests.support.cluster import ClientsMixin
+from tests.support.waiting import until
 from trustlog import AttestedLog, open_log
 
 
@@ -80,6 +81,23 @@ class Nodes(ClientsMixin, contextlib.AbstractAsyncContextManager):
         outbox._unstored = None
         with contextlib.suppress(Exception):
             await self.stop(number)
+
+    async def wait_quiet(self) -> None:
+        """Wait until no running node has anything to read, to store or to say: equal positions alone are not enough."""
+
+        def quiet() -> bool:
+            return all(
+                not node.outbox.is_busy
+                and not node._events
+                and not node.core.is_appending
+                and all(
+                    node.core.read(number) == other.trusted_log.last and not node.core.unread(number)
+                    for number, other in self.nodes.items()
+                )
+                for node in self.nodes.values()
+            )
+
+        await until(quiet, "the nodes quiet")
 
     async def __aenter__(self):
         return self

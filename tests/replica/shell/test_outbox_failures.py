@@ -142,7 +142,7 @@ async def test_an_error_inside_stops_the_replica_before_it_says_more(tmp_path):
         async with cluster.client() as client:
             await client.put("a", "1")
             node = cluster.nodes[1]
-            await cluster.wait_equal()
+            await cluster.wait_quiet()
 
             def apply(operation, context):
                 raise MemoryError("planted")
@@ -165,8 +165,7 @@ async def test_the_node_stops_and_says_why(tmp_path, what):
         async with cluster.client() as client:
             await client.put("a", "1")
             node = cluster.nodes[1]
-            await cluster.wait_equal()
-            await until(lambda: not node.outbox.is_busy, "the outbox idle")
+            await cluster.wait_quiet()
             error = DISK_FULL if what == "store" else IO_ERROR
             if what == "store":
                 fail_from(node.store, "write", 1, error)
@@ -192,7 +191,7 @@ async def test_a_disk_full_at_the_end_is_told_and_loses_nothing_said(tmp_path):
         cluster.start()
         async with cluster.client() as client:
             await client.put("a", "1")
-        await cluster.wait_equal()
+        await cluster.wait_quiet()
         last = cluster.nodes[0].trusted_log.last
         fail_from(cluster.nodes[0].store, "write", 1, DISK_FULL)
         cluster.nodes[0].outbox._unstored = cluster.nodes[0].outbox._unstored or (1, bytes(234))

@@ -8,7 +8,7 @@ import pytest
 
 from replica.shell.store import StoreError
 from tests.support.nodes import Nodes
-from tests.support.waiting import on_loop, until
+from tests.support.waiting import on_loop
 from trustlog import MisuseError
 
 
@@ -23,9 +23,7 @@ def model(tmp_path_factory):
             async with cluster.client() as client:
                 for number in range(8):
                     await client.put(str(number), "x" * 50)
-            await cluster.wait_equal()
-            for node in cluster.nodes.values():
-                await until(lambda node=node: not node.outbox.is_busy, "the outbox idle")
+            await cluster.wait_quiet()
 
     directory = tmp_path_factory.mktemp("model") / "c"
     make()
