@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +21,7 @@ from typing import Any, Final
 import click
 
 from replica.cluster.clusterfile import CLUSTER_FILE_NAME, ClusterFile, load_cluster_file
-from replica.cluster.provision import init_cluster, replica_folder_name
+from replica.cluster.provision import DEFAULT_APPLICATION, init_cluster, replica_folder_name
 from replica.core.genesis import Ordering
 from trustlog.cli.contract import SCHEMA_VERSION, CommandError, Exit, printable
 
@@ -67,8 +67,8 @@ class Screen:
         self._print(f"{genesis.n} replicas, f = {genesis.f}, {genesis.ordering.label}, {genesis.application}")
         self._print(f"cluster in {printable(str(directory))}{note}")
         self._print("In another terminal:")
-        self._print(f"    {printable(command)} put greeting hello")
-        self._print(f"    {printable(command)} get greeting")
+        for use in _uses(genesis.application):
+            self._print(f"    {printable(command)} {use}")
         self._print("Ctrl-C ends all of it.")
         self._print("")
 
@@ -86,7 +86,8 @@ class Screen:
         elif expected:
             self._print(f"{label} {status}")
         else:
-            text = f"*** {label} {status} by itself, and is not started again ***"
+            by_itself = " by itself" if status.startswith("exited") else ""
+            text = f"*** {label} {status}{by_itself}, and is not started again ***"
             self._print(click.style(text, fg="red", bold=True) if self._coloured else text)
 
     def note(self, text: str) -> None:
@@ -112,11 +113,19 @@ class Screen:
 
 
 def run_development_cluster(
-    directory: Path | None, *, f: int, base_port: int, ordering: Ordering, application: str, as_json: bool
+    directory: Path | None,
+    *,
+    f: int,
+    base_port: int,
+    ordering: Ordering,
+    application: str,
+    as_json: bool,
+    given: Collection[str] = (),
 ) -> Exit:
     """Make the cluster if need be and run it until a signal; NEGATIVE if every replica ended by itself.
 
-    ConfigError if the cluster cannot be made or read.
+    `given` names the options that somebody asked for: a cluster that exists must be like that. ConfigError if the
+    cluster cannot be made or read, CommandError if it is another than was asked for.
     """
     screen = Screen(as_json=as_json)
     with contextlib.ExitStack() as stack:
@@ -129,6 +138,8 @@ def run_development_cluster(
             cluster = init_cluster(home, f=f, base_port=base_port, ordering=ordering, application=application)
         else:
             cluster = load_cluster_file(home)
+            wanted = {"--f": f, "--base-port": base_port, "--ordering": ordering.label, "--app": application}
+            _check_like(home, cluster, {option: value for option, value in wanted.items() if option in given})
         screen.banner(home, cluster, temporary=root is not None)
         children = [_replica_command(home, place.number, as_json=as_json) for place in cluster.replicas]
         stopped = asyncio.run(_until_signal(children, screen))
@@ -170,6 +181,33 @@ async def run_children(
         stop.set()
         stopped.cancel()
         await _end(processes, watchers, screen, stop_seconds)
+
+
+def _check_like(home: Path, cluster: ClusterFile, wanted: Mapping[str, object]) -> None:
+    """Refuse to run a cluster under options that it was not made with; CommandError names the first difference."""
+    genesis = cluster.genesis
+    found: dict[str, object] = {
+        "--f": genesis.f,
+        "--ordering": genesis.ordering.label,
+        "--app": genesis.application,
+        "--base-port": cluster.replicas[0].port,
+    }
+    for option, value in wanted.items():
+        # Base port 0 leaves the choice to the system, which has chosen.
+        if value != found[option] and (option, value) != ("--base-port", 0):
+            raise CommandError(
+                f"{home} holds a cluster with {option} {found[option]}, not {value}; this cannot be changed",
+                f"leave {option} out to run it as it is, or name a new directory",
+                Exit.USAGE,
+                code="configuration",
+            )
+
+
+def _uses(application: str) -> tuple[str, ...]:
+    """Return what may be typed after the client's name, for an application."""
+    if application == DEFAULT_APPLICATION:
+        return ("put greeting hello", "get greeting")
+    return (f"exec OPERATION    # an operation of {printable(application)}",)
 
 
 async def _until_signal(children: Sequence[ChildCommand], screen: Screen) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 
 import click
+from click.core import ParameterSource
 from rich.console import Group as Lines
 from rich.text import Text
 
@@ -30,7 +31,7 @@ from replica.cluster.strict_toml import ConfigError
 from replica.core.genesis import Ordering
 from replica.core.quorum import FAULTS_MAX
 from replica.sim.command import sim_command
-from trustlog import log_id
+from trustlog import TrustLogError, log_id
 from trustlog.cli.contract import CommandError, Exit, Output, grid, key_values, output_option, run
 
 PROGRAM = "trustlog-replica"
@@ -269,7 +270,14 @@ def run_command(
         log_format=log_format or home.settings.log_format,
         durability=durability or home.settings.durability,
     )
-    raise click.exceptions.Exit(daemon.run(dataclasses.replace(home, settings=settings)))
+    try:
+        status = daemon.run(dataclasses.replace(home, settings=settings))
+    except daemon.StartError as error:
+        if isinstance(error.__cause__, TrustLogError):
+            # The log's own texts name its directory already.
+            raise daemon.StartError(str(error.__cause__)) from error
+        raise
+    raise click.exceptions.Exit(status)
 
 
 @cli.command(
@@ -287,7 +295,9 @@ def run_command(
 )
 @_agreed_options
 @output_option
+@click.pass_context
 def dev_command(
+    ctx: click.Context,
     *,
     directory: Path | None,
     f: int,
@@ -298,8 +308,11 @@ def dev_command(
 ) -> Exit:
     """Run a whole cluster in this terminal, until Ctrl-C; it is made first if DIR does not exist.
 
-    Without DIR, the cluster is made in a temporary directory. A replica that ends is not started again.
+    Without DIR, the cluster is made in a temporary directory. A replica that ends is not started again. The options
+    say how a new cluster is made; given for one that exists, they must be what it was made with.
     """
+    names = {"f": "--f", "base_port": "--base-port", "ordering": "--ordering", "application": "--app"}
+    given = {option for name, option in names.items() if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT}
     _check_application(application)
     return run_development_cluster(
         directory,
@@ -308,6 +321,7 @@ def dev_command(
         ordering=_ORDERINGS[ordering],
         application=application,
         as_json=output.format == "json",
+        given=given,
     )
 
 

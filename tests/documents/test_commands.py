@@ -70,7 +70,7 @@ class Dev:
     def __enter__(self) -> Self:
         """Wait until the cluster's directory is there, as a user would who reads the banner."""
         deadline = time.monotonic() + DEADLINE_S
-        while b"put greeting hello" not in self.log.read_bytes():
+        while b"Ctrl-C ends all of it" not in self.log.read_bytes():
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.02)
         return self

@@ -11,6 +11,7 @@ import pytest
 from replica.cli.main import cli, main
 from replica.cluster.clusterfile import load_cluster_file
 from replica.cluster.home import load_home
+from trustlog import open_log
 
 
 @pytest.fixture
@@ -129,6 +130,15 @@ def test_run_with_the_wrong_cluster_file_says_so(call, tmp_path):
     assert (code, out) == (2, "")
     assert "SHA-256" in err
     assert load_cluster_file(tmp_path / "a").replicas[0].fingerprint.hex() in err
+
+
+def test_a_log_in_use_is_named_once(call, tmp_path):
+    assert call("init", "c")[0] == 0
+    with open_log(tmp_path / "c" / "replica-0" / "log"):
+        code, out, err = call("run", "c/replica-0")
+    assert (code, out) == (2, "")
+    assert "error: c/replica-0/log is in use by another process" in err
+    assert err.count("replica-0/log") == 1
 
 
 def test_run_hands_settings_and_exit_code_on(call, monkeypatch):

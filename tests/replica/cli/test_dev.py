@@ -11,6 +11,7 @@ import pytest
 
 from replica.cli import dev
 from replica.cli.dev import ChildCommand, Screen, run_children
+from replica.cli.main import main
 from replica.core.genesis import Ordering
 from tests.replica.cluster.support import make_cluster
 from trustlog.cli.contract import CommandError, Exit
@@ -187,9 +188,57 @@ def test_new_directory_is_made_and_used_again(stand_ins, tmp_path, capsys):
     stand_ins("raise SystemExit(1)")
     assert start(tmp_path / "c d") is Exit.NEGATIVE
     made = (tmp_path / "c d" / "cluster.toml").read_bytes()
-    assert f"-c '{tmp_path / 'c d'}' put" in capsys.readouterr().out
+    assert f"-c '{tmp_path / 'c d'}' exec" in capsys.readouterr().out
     assert start(tmp_path / "c d") is Exit.NEGATIVE
     assert (tmp_path / "c d" / "cluster.toml").read_bytes() == made
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "found"),
+    [
+        ("--f", "2", "--f 1, not 2"),
+        ("--ordering", "two-phase", "--ordering three-phase, not two-phase"),
+        ("--app", "replica.apps.counter:Counter", "--app replica.apps.kv:KeyValue, not replica.apps.counter:Counter"),
+        ("--base-port", "7200", "--base-port 7100, not 7200"),
+    ],
+)
+def test_an_existing_cluster_is_not_run_under_other_options(stand_ins, tmp_path, capsys, option, value, found):
+    stand_ins("raise SystemExit(1)")
+    directory = make_cluster(tmp_path / "c")
+    with pytest.raises(SystemExit) as ended:
+        main(["dev", str(directory), option, value])
+    out, err = capsys.readouterr()
+    assert (ended.value.code, out) == (2, "")
+    assert found in err
+    assert f"leave {option} out" in err
+
+
+def test_an_existing_cluster_is_run_under_its_own_options_and_the_defaults(stand_ins, tmp_path, capsys):
+    stand_ins("raise SystemExit(1)")
+    directory = make_cluster(tmp_path / "c", f=2, ordering=Ordering.TWO_PHASE)
+    for options in ([], ["--f", "2", "--ordering", "two-phase", "--base-port", "7100"], ["--base-port", "0"]):
+        with pytest.raises(SystemExit) as ended:
+            main(["dev", str(directory), *options])
+        assert ended.value.code == 1
+        assert "5 replicas, f = 2, two-phase" in capsys.readouterr().out
+
+
+def test_the_banner_fits_the_application(stand_ins, tmp_path, capsys):
+    stand_ins("raise SystemExit(1)")
+    start(tmp_path / "kv", application="replica.apps.kv:KeyValue")
+    out = capsys.readouterr().out
+    assert "put greeting hello" in out
+    assert "exec" not in out
+    start(tmp_path / "other", application="votes:Votes")
+    out = capsys.readouterr().out
+    assert "exec OPERATION" in out
+    assert "put greeting" not in out
+
+
+def test_a_killed_child_was_not_killed_by_itself(capsys):
+    program = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    run([child("c", program)], Screen(as_json=False), asyncio.Event())
+    assert "*** c was killed by SIGKILL, and is not started again ***" in capsys.readouterr().out
 
 
 def test_temporary_directory_is_kept_when_all_replicas_died(stand_ins, tmp_path, capsys, monkeypatch):
