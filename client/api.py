@@ -171,6 +171,8 @@ class Client:
 
     async def incr(self, key: Bytes, amount: int = 1, *, deadline_s: float | None = None) -> int:
         """Add to the decimal number at a key (absent: 0) and return the sum."""
+        if not isinstance(amount, int):
+            raise TypeError(f"the amount is an int, not {type(amount).__name__}")
         operation = kv.incr(to_bytes(key), amount)
         return _read(kv.read_number, await self.execute(operation, deadline_s=deadline_s))
 

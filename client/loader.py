@@ -53,21 +53,21 @@ class Loader:
     async def run(self, records: Iterator[Record]) -> Progress:
         """Write all records of the iterator, which is read in a thread because it may block."""
         position = 0
-        try:
-            while not self._has_failed():
-                chunk = await asyncio.to_thread(_take, records)
-                for record in chunk.records:
-                    await self._wait_for_room(record.key)
-                    if self._has_failed():
-                        break
-                    self._submit(record)
-                    position = record.line
-                if chunk.error is not None:
-                    self._fail(position + 1, chunk.error)
-                if not chunk.records:
+        while not self._has_failed():
+            chunk = await asyncio.to_thread(_take, records)
+            for record in chunk.records:
+                await self._wait_for_room(record.key)
+                if self._has_failed():
                     break
-        except (ValueError, ClientError) as error:  # a record that no replica would accept
-            self._fail(position + 1, error)
+                position = record.line
+                try:
+                    self._submit(record)
+                except (ValueError, ClientError) as error:  # a record that no replica would accept
+                    self._fail(record.line, error)
+            if chunk.error is not None:
+                self._fail(position + 1, chunk.error)
+            if not chunk.records:
+                break
         while self._under_way:
             await self._pause()
         if self._failure is not None:

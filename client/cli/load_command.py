@@ -75,9 +75,11 @@ def load(cluster: Target, *, source: BinaryIO, form: Format, concurrency: int, o
 def _stopped(error: LoadError) -> CommandError:
     written = f"{error.written} records were written"
     cause = error.__cause__
-    if isinstance(cause, RecordError):
+    if isinstance(cause, ValueError):
+        # A line that is no record names itself; one that no replica would take does not.
+        text = str(cause) if isinstance(cause, RecordError) else f"line {error.line}: {cause}"
         return CommandError(
-            f"{cause}; {written}, all lines before it",
+            f"{text}; {written}, all lines before it",
             "mend that line and load the file again, from there or from the beginning",
             Exit.USAGE,
             code="malformed-record",

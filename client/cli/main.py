@@ -70,7 +70,10 @@ def cli(ctx: click.Context, directory: Path | None, deadline: float) -> None:
 @output_option
 @target
 def put(cluster: Target, *, key: bytes, value: bytes | None, source: BinaryIO | None, output: Output) -> None:
-    """Set KEY to VALUE."""
+    """Set KEY to VALUE.
+
+    A key has 1 to 4096 bytes; key and value together have at most 1 MiB, unless cluster.toml says otherwise.
+    """
     if source is not None and value is None:
         # One byte more than any cluster takes, so that a huge file is refused and not read.
         value = source.read(VALUE_BYTES_READ + 1)
@@ -92,7 +95,10 @@ def put(cluster: Target, *, key: bytes, value: bytes | None, source: BinaryIO | 
 @output_option
 @target
 def get(cluster: Target, *, key: bytes, stale: bool, output: Output) -> Exit:
-    """Print the value of KEY; exit 1 if it has none. With -o plain: its bytes and nothing else."""
+    """Print the value of KEY; exit 1 if it has none. With -o plain: its bytes and nothing else.
+
+    A key has 1 to 4096 bytes.
+    """
     value = cluster.run(lambda client: client.stale_get(key) if stale else client.get(key))
     data: dict[str, object] = {**show("key", key), "found": value is not None, "stale": stale}
     if value is None:
@@ -115,7 +121,10 @@ def get(cluster: Target, *, key: bytes, stale: bool, output: Output) -> Exit:
 @output_option
 @target
 def delete(cluster: Target, *, key: bytes, output: Output) -> Exit:
-    """Remove KEY; exit 1 if it has no value."""
+    """Remove KEY; exit 1 if it has no value.
+
+    A key has 1 to 4096 bytes.
+    """
     deleted = cluster.run(lambda client: client.delete(key))
     output.result({**show("key", key), "deleted": deleted}, "deleted" if deleted else "absent")
     return Exit.OK if deleted else Exit.NEGATIVE
@@ -133,7 +142,10 @@ def delete(cluster: Target, *, key: bytes, output: Output) -> Exit:
 @output_option
 @target
 def cas(cluster: Target, *, key: bytes, values: tuple[bytes, ...], absent: bool, output: Output) -> Exit:
-    """Set KEY to NEW if its value is EXPECTED; exit 1, and show its value, if not."""
+    """Set KEY to NEW if its value is EXPECTED; exit 1, and show its value, if not.
+
+    A key has 1 to 4096 bytes; key and values together have at most 1 MiB, unless cluster.toml says otherwise.
+    """
     if len(values) != (1 if absent else 2):
         raise click.UsageError("give KEY EXPECTED NEW, or KEY NEW --absent")
     expected = None if absent else values[0]
@@ -160,7 +172,10 @@ def cas(cluster: Target, *, key: bytes, values: tuple[bytes, ...], absent: bool,
 @output_option
 @target
 def incr(cluster: Target, *, key: bytes, amount: int, output: Output) -> None:
-    """Add AMOUNT (default 1) to the whole number at KEY and print the sum."""
+    """Add AMOUNT (default 1) to the whole number at KEY and print the sum.
+
+    A key has 1 to 4096 bytes; the sum must fit 64 bits.
+    """
     number = cluster.run(lambda client: client.incr(key, amount))
     output.result({**show("key", key), "number": number}, str(number))
 

@@ -11,10 +11,20 @@ from typing import Any, TypeVar
 
 import click
 
-from client.api import Client
+from client.api import CLIENT_FOLDER, Client
 from client.errors import ClientError, NotExecuted, OperationFailed, SessionExpired, Undecided
+from replica.apps.kv import KEY_BYTES_MAX
+from replica.cluster.clusterfile import CLUSTER_FILE_NAME
+from replica.cluster.keys import CLIENT_KEY_NAME
 from replica.cluster.strict_toml import ConfigError
 from trustlog.cli.contract import CommandError, Exit
+
+LIMITS = (
+    f"a key has 1 to {KEY_BYTES_MAX} bytes, an operation (key and values together) at most 1 MiB "
+    "unless cluster.toml says otherwise"
+)
+_FILES = (CLUSTER_FILE_NAME, Path(CLIENT_FOLDER) / CLIENT_KEY_NAME)
+_WHICH_DIRECTORY = "the directory is the one that trustlog-replica init made, or holds copies of its cluster.toml and its folder client"
 
 _Value = TypeVar("_Value")
 
@@ -38,13 +48,10 @@ class Target:
         try:
             return Client.from_dir(self.directory, deadline_s=self.deadline_s)
         except ConfigError as error:
-            raise CommandError(
-                str(error),
-                "the directory is the one that trustlog-replica init made, or holds copies of its "
-                "cluster.toml and its folder client",
-                Exit.USAGE,
-                code="config",
-            ) from error
+            # A file that is there but cannot be used: the error's own text says what to do.
+            is_complete = all((self.directory / name).exists() for name in _FILES)
+            hint = "" if is_complete else _WHICH_DIRECTORY
+            raise CommandError(str(error), hint, Exit.USAGE, code="config") from error
 
     def run(self, work: Callable[[Client], Awaitable[_Value]]) -> _Value:
         """Connect, do `work`, disconnect; failures end the command as the contract has it."""
@@ -73,7 +80,10 @@ def as_command_error(error: Exception) -> CommandError:
         hint = "are the replicas running? trustlog-client status shows each; --deadline waits longer"
         return CommandError(str(error), hint, Exit.UNREACHABLE, code="unreachable")
     if isinstance(error, ValueError):
-        return CommandError(str(error), "see: trustlog-client --help", Exit.USAGE, code="usage")
+        context = click.get_current_context(silent=True)
+        path = context.command_path if context else "trustlog-client"
+        hint = f"{LIMITS}; see: {path} --help"
+        return CommandError(str(error), hint, Exit.USAGE, code="usage")
     return CommandError(str(error))
 
 

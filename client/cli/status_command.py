@@ -6,9 +6,10 @@ import click
 
 from client.cli.running import Target, example
 from client.queries import ReplicaStatus, number_in
-from trustlog.cli.contract import Exit, Output, grid, output_option
+from trustlog.cli.contract import Exit, Output, grid, output_option, printable
 
 HEAD_SHOWN = 8
+PRIMARY = "*"
 # Narrow, so that a row fits a terminal of 80 columns.
 HEADINGS = ("id", "address", "view", "slot", "stable", "log", "head", "trust", "store", "remark")
 
@@ -23,6 +24,10 @@ def status(cluster: Target, *, output: Output) -> Exit:
 
     What a replica says of itself is its own word; nobody has agreed on it. Exit 3 if fewer than f+1 replicas can be
     reached, because then the cluster serves nobody.
+
+    With -o plain, each replica is a line of eleven fields with tabs between them: number; * for the primary, else -;
+    address; view; slot executed; stable checkpoint; log length; log head; what attests the log; durability; remark.
+    What is not known is a -, the remark may be empty.
     """
     client = cluster.open()
     quorum = client.cluster.genesis.quorum
@@ -40,14 +45,14 @@ def status(cluster: Target, *, output: Output) -> Exit:
         "replicas": [_as_data(replica) for replica in found],
     }
     rows = [_row(replica) for replica in found]
-    plain = ["\t".join(row) for row in rows]
     if output.format == "plain":
-        for line in plain:
-            click.echo(line)
+        for row in rows:
+            click.echo("\t".join(printable(field) for field in row))
     else:
-        # Most of the time there is nothing to remark.
+        # A mark needs no column of its own here, and most of the time there is nothing to remark.
+        shown = [(f"{row[0]} *" if row[1] == PRIMARY else row[0], *row[2:]) for row in rows]
         width = len(HEADINGS) if any(row[-1] for row in rows) else len(HEADINGS) - 1
-        output.result(data, plain, grid(HEADINGS[:width], [row[:width] for row in rows]))
+        output.result(data, "", grid(HEADINGS[:width], [row[:width] for row in shown]))
     if output.format != "json":
         click.echo(f"* primary; {verdict}", err=not serves or output.format == "plain")
     return Exit.OK if serves else Exit.UNREACHABLE
@@ -64,15 +69,17 @@ def _as_data(replica: ReplicaStatus) -> dict[str, Any]:
 
 
 def _row(replica: ReplicaStatus) -> tuple[str, ...]:
+    """Return the fields of -o plain, as the help lists them."""
     if not replica.report:
         remark = replica.problem if replica.reachable else f"not reachable: {replica.problem}"
-        return (str(replica.number), replica.address, *("-" * 7), remark)
+        return (str(replica.number), "-", replica.address, *("-" * 7), remark)
     report = replica.report
     is_primary = report.get("primary") == replica.number
     log = report.get("log")
     log = log if isinstance(log, dict) else {}
     return (
-        f"{replica.number} *" if is_primary else str(replica.number),
+        str(replica.number),
+        PRIMARY if is_primary else "-",
         replica.address,
         *(str(number_in(report, name)) for name in ("view", "executed", "stable")),
         str(number_in(log, "last")),

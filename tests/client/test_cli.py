@@ -1,5 +1,6 @@
 """The commands' contract: exit codes, JSON on stdout only, raw bytes in plain, help with examples."""
 
+import asyncio
 import base64
 import io
 import json
@@ -8,7 +9,12 @@ import time
 
 import pytest
 
+from client.api import Client
+from client.cli import status_command
 from client.cli.main import cli, main
+from client.queries import ReplicaStatus
+from replica.apps.kv import KEY_BYTES_MAX
+from replica.core.genesis import Limits
 
 COMMANDS = sorted(cli.commands)
 
@@ -147,6 +153,68 @@ def test_status(run, served):
     assert (code, len(out.splitlines())) == (0, 3)
     assert b"3 of 3 replicas reachable, 2 are needed" in err
     assert max(map(len, run("status", "-o", "table")[1].decode().splitlines())) <= 80
+
+
+def test_plain_status_has_the_fields_that_its_help_lists(run, capfdbinary):
+    rows = [line.split("\t") for line in run("status", "-o", "plain")[1].decode().splitlines()]
+    assert [row[0] for row in rows] == ["0", "1", "2"]
+    assert {len(row) for row in rows} == {11}
+    assert {row[1] for row in rows} <= {"*", "-"}
+    assert all(row[2].startswith("127.0.0.1:") for row in rows)
+    replica = ReplicaStatus(2, "h:1", True, "", {"primary": 2, "number": 2})
+    assert status_command._row(replica)[:3] == ("2", "*", "h:1")
+
+
+# Limits.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("put", "", "v"), "1 to 4096 bytes, not 0"),
+        (("get", "k" * 4097), "1 to 4096 bytes, not 4097"),
+        (("put", "k", "--file", "-"), "the cluster's limit is 1048576"),
+    ],
+)
+def test_limits_are_named_with_the_commands_own_help(run, arguments, words):
+    code, out, _ = run(*arguments, "-o", "json", stdin=bytes(1024 * 1024))
+    error = document(out)["error"]
+    assert (code, error["code"]) == (2, "usage")
+    assert words in error["message"]
+    assert "1 to 4096 bytes" in error["hint"]
+    assert "1 MiB" in error["hint"]
+    assert error["hint"].endswith(f"see: trustlog-client {arguments[0]} --help")
+
+
+def test_the_limits_in_the_texts_are_the_limits():
+    assert (KEY_BYTES_MAX, Limits().operation_bytes_max, Limits().result_bytes_max) == (4096, 2**20, 2**20)
+    assert all("4096 bytes" in cli.commands[name].help for name in ("put", "get", "del", "cas", "incr"))
+
+
+@pytest.mark.parametrize("line", [b"k\t" + bytes(1024 * 1024) + b"\n", b"k" * 4097 + b"\tv\n"])
+def test_load_names_an_oversized_record_as_it_names_other_bad_lines(run, line):
+    code, out, _ = run("load", "-", "-o", "json", stdin=b"a\tb\n\n" + line + b"c\td\n")
+    error = document(out)["error"]
+    assert (code, error["code"]) == (2, "malformed-record")
+    assert error["message"].startswith("line 3: ")
+    assert "1 records were written" in error["message"]
+
+
+@pytest.mark.parametrize("mend", [lambda key: key.chmod(0o644), lambda key: key.write_text("broken")])
+def test_a_broken_client_key_is_not_blamed_on_the_directory(dead, fleet, mend):
+    mend(fleet.directory / "client" / "client.key")
+    code, out, _ = dead("get", "k", "-o", "json")
+    error = document(out)["error"]
+    assert (code, error["code"], error["hint"]) == (2, "config", "")
+    assert "client.key" in error["message"]
+    (fleet.directory / "client" / "client.key").unlink()
+    assert "trustlog-replica init" in document(dead("get", "k", "-o", "json")[1])["error"]["hint"]
+
+
+def test_incr_takes_whole_numbers_only(fleet):
+    client = Client.from_dir(fleet.directory)
+    with pytest.raises(TypeError, match="int, not float"):
+        asyncio.run(client.incr("k", 1.5))
 
 
 # Dead clusters.
