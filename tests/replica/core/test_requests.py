@@ -29,7 +29,7 @@ def owners(taken: list[Envelope]) -> list[int]:
 
 
 def empty(queue: RequestQueue) -> bool:
-    return not (len(queue) or queue._unproposed or queue._counts or queue._bytes or queue.unproposed)
+    return not (len(queue) or queue._unproposed or queue._by_client or queue._client_bytes or queue._bytes or queue.unproposed)
 
 
 def test_clients_are_served_in_turn():
@@ -170,7 +170,8 @@ def test_nothing_leaks_in_any_order_of_events(steps: list[tuple[str, int]]):
         else:
             queue.begin_view([pool[which]])
         assert queue._bytes == sum(len(w.envelope.raw) for w in queue)
-        assert sum(count for count, _ in queue._counts.values()) == len(queue)
+        assert sum(map(len, queue._by_client.values())) == len(queue)
+        assert sum(queue._client_bytes.values()) == queue._bytes
         assert sum(map(len, queue._unproposed.values())) == sum(not w.proposed for w in queue)
         assert all(queue._unproposed.values())
     for envelope in pool:

@@ -46,7 +46,9 @@ def doors(source: str) -> list[str]:
 
 
 def test_one_module_has_entries_attested_and_releases_them():
-    found = {str(path.relative_to(REPLICA)): doors(path.read_text()) for path in sorted(REPLICA.rglob("*.py"))}
+    # The simulator models faulty replicas and has logs of its own; no daemon imports it.
+    files = [path for path in sorted(REPLICA.rglob("*.py")) if "sim" not in path.relative_to(REPLICA).parts]
+    found = {str(path.relative_to(REPLICA)): doors(path.read_text()) for path in files}
     for name, what in found.items():
         if not name.startswith(("shell/", "wire/")):  # others go through the fields of dataclasses
             found[name] = [one for one in what if one != "computed attribute"]
