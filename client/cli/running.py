@@ -24,7 +24,10 @@ LIMITS = (
     "unless cluster.toml says otherwise"
 )
 _FILES = (CLUSTER_FILE_NAME, Path(CLIENT_FOLDER) / CLIENT_KEY_NAME)
-_WHICH_DIRECTORY = "the directory is the one that trustlog-replica init made, or holds copies of its cluster.toml and its folder client"
+_WHICH_DIRECTORY = (
+    "the directory is the one that trustlog-replica init made, or holds copies of its cluster.toml and its "
+    "folder client"
+)
 
 _Value = TypeVar("_Value")
 
