@@ -2,13 +2,16 @@
 
 import asyncio
 import signal
+import subprocess
+import sys
 import textwrap
+import time
 
 import pytest
 
 from client import NotExecuted, Undecided
 from replica.core.genesis import Ordering
-from tests.support.cluster import Processes
+from tests.support.cluster import Processes, environment
 from tests.support.waiting import on_loop, until
 
 pytestmark = pytest.mark.cluster
@@ -175,18 +178,28 @@ def test_the_primary_is_killed_under_load(tmp_path, f, ordering):
         again()
 
 
-def test_too_few_replicas(tmp_path):
+@pytest.mark.parametrize("left", [1, 0])
+def test_too_few_replicas_are_told_in_time(tmp_path, left):
+    """Without f+1 replicas nothing can be decided: clients are told, and never left waiting."""
     with Processes(tmp_path / "c") as cluster:
-        cluster.start(0)
-        cluster.wait_logged(0, "listening")
+        cluster.start_and_wait()
 
         @on_loop
         async def use():
             async with cluster.client() as client:
+                await client.put("a", "1")
+                for number in range(left, 3):
+                    cluster.kill(number)
+                began = time.monotonic()
                 with pytest.raises((NotExecuted, Undecided)):
-                    await client.put("a", "1", deadline_s=1.5)
+                    await client.put("a", "2", deadline_s=2)
+                assert time.monotonic() - began < 6
 
         use()
+        command = [sys.executable, "-m", "client.cli.main", "-c", str(cluster.directory), "--deadline", "2", "get", "a"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, env=environment(), check=False)
+        assert done.returncode == 3, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_another_application(tmp_path):
