@@ -14,7 +14,10 @@ from typing import Self
 
 import pytest
 
+from client.records import LINE_BYTES_MAX
 from replica.application import Context, OperationError, load_application
+from replica.apps import kv
+from replica.core.genesis import Limits
 from replica.core.state import BucketedMap
 
 ROOT = Path(__file__).parents[2]
@@ -125,6 +128,39 @@ def test_readme_application_refuses_and_counts(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(OperationError):
         votes.apply(b"vote bob", context)
     assert votes.apply(b"count alice", context) == b"1"
+
+
+def test_what_the_readme_makes_in_the_clone_is_ignored() -> None:
+    """Clusters hold private keys."""
+    made = [f"{name}/" for name in re.findall(r"trustlog-replica dev (\S+)", (ROOT / "README.md").read_text())]
+    assert made == ["my-cluster/", "vote-cluster/"]
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    assert {f"/{name}" for name in [*made, "votes.py"]} <= set(ignored)
+
+
+def test_the_limits_in_the_clients_page() -> None:
+    page, limits = (ROOT / "client" / "README.md").read_text(), Limits()
+    assert (limits.operation_bytes_max, limits.result_bytes_max) == (2**20, 2**20)
+    assert f"1 to {kv.KEY_BYTES_MAX} bytes" in page
+    assert f"{kv.SCAN_LIMIT_MAX} keys, and it ends early after {kv.SCAN_BYTES_MAX // 1024} KiB" in page
+    assert f"| line of `load` | {LINE_BYTES_MAX // 2**20} MiB |" in page
+    names = set(re.findall(r"`genesis\.limits\.(\w+)`", page))
+    assert names == {"operation_bytes_max", "result_bytes_max"}
+
+
+def test_the_private_files_that_the_security_page_names(tmp_path: Path) -> None:
+    """Each that it says is refused when others may read it, is."""
+    assert "refuse `seal.key`, `tls.key` and `client.key` when others" in (ROOT / "SECURITY.md").read_text()
+    assert run("trustlog-replica init c --base-port 0", tmp_path).returncode == 0
+    for name, command in (
+        ("replica-0/log/seal.key", "trustlog end c/replica-0/log"),
+        ("replica-0/tls.key", "trustlog-replica run c/replica-0"),
+        ("client/client.key", "trustlog-client -c c get k"),
+    ):
+        (tmp_path / "c" / name).chmod(0o640)
+        done = run(command, tmp_path)
+        assert done.returncode == 2, (name, done.stderr)
+        assert "open to other users" in done.stderr
 
 
 def test_several_machines_page(tmp_path: Path) -> None:
