@@ -29,7 +29,9 @@ def owners(taken: list[Envelope]) -> list[int]:
 
 
 def empty(queue: RequestQueue) -> bool:
-    return not (len(queue) or queue._unproposed or queue._by_client or queue._client_bytes or queue._bytes or queue.unproposed)
+    return not (
+        len(queue) or queue._unproposed or queue._by_client or queue._client_bytes or queue._bytes or queue.unproposed
+    )
 
 
 def test_clients_are_served_in_turn():
