@@ -61,6 +61,20 @@ class LyingVoter(Rarely):
         return payload[:17] + self.chance.choice(others)
 
 
+class Abstain(Rarely):
+    """Votes for nothing, so that its VIEW-CHANGE holds nothing; goes along with view changes."""
+
+    name = "abstain"
+    share = 0.9
+
+    def entries(self, payloads: list[bytes]) -> list[bytes]:
+        """See `Strategy`."""
+        kept = [payload for payload in payloads if payload[0] not in {*VOTES, CHECKPOINT}]
+        if len(kept) < len(payloads):
+            self.did()
+        return kept
+
+
 class EarlyCommit(Rarely):
     """Commits what it has just voted for, whatever the others do."""
 
@@ -141,31 +155,40 @@ class VoteAfterChange(Rarely):
 
     def _late_votes(self) -> list[bytes]:
         puppet = self.host.puppet
-        own, slots = puppet.own, puppet.knowledge.slots
-        first = max(own.last_vote or 0, own.last_checkpoint) + 1
+        own, known = puppet.own, puppet.knowledge
         votes: list[bytes] = []
-        for slot in range(first, first + 4):
-            digest = slots.proposed(own.view, slot)
-            if digest is not None:
-                votes += [Prepare(own.view, slot, digest).encode(), Commit(own.view, slot, digest).encode()]
+        for slot in range(known.stable + 1, known.stable + 1 + puppet.genesis.limits.window):
+            digest = known.slots.proposed(own.view, slot)
+            if digest is None:
+                continue
+            if own.view not in own.votes.get(slot, ()):
+                votes.append(Prepare(own.view, slot, digest).encode())
+            if own.view not in own.commits.get(slot, ()):
+                votes.append(Commit(own.view, slot, digest).encode())
         if votes:
             self.did()
         return votes
 
 
 class SecondProposal(Rarely):
-    """Proposes two batches for one slot."""
+    """Proposes two batches for one slot: at once, or the second one when the first was voted for."""
 
     name = "second-proposal"
 
+    def join(self, host: "FaultyReplica") -> None:
+        """See `Strategy`."""
+        super().join(host)
+        self._later: list[bytes] = []
+
     def entries(self, payloads: list[bytes]) -> list[bytes]:
         """See `Strategy`."""
-        said: list[bytes] = []
+        said, self._later = self._later, []
         for payload in payloads:
             said.append(payload)
             if payload[0] == PRE_PREPARE and self.now():
                 self.did()
-                said.append(payload[:17] + encode_batch(1, _cut(payload), ()))
+                second = payload[:17] + encode_batch(1, _cut(payload), ())
+                (said if self.chance.random() < 0.5 else self._later).append(second)
         return said
 
 
@@ -226,7 +249,8 @@ class ChosenReferences(Strategy):
         elif self._kind == "index":
             refs[0] = Reference(refs[0].replica, refs[0].index + self.chance.choice((-1, 1, 1000)))
         elif self._kind == "few":
-            refs.pop()
+            # The own one only, or whichever holds the fewest votes.
+            refs = [min(refs, key=lambda r: (r.replica != self.host.number, states[r.replica].top))]
         elif self._kind == "many":
             refs.append(Reference((refs[-1].replica + 1) % len(states), 1))
         if refs != right:
@@ -239,7 +263,7 @@ class CheckpointLies(Rarely):
     """Says other digests at checkpoints, or checkpoints of slots that it has not executed."""
 
     name = "checkpoint-lie"
-    share = 0.4
+    share = 0.7
 
     def entries(self, payloads: list[bytes]) -> list[bytes]:
         """See `Strategy`."""

@@ -19,6 +19,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
         strategies.FalseReports,
         strategies.Replayer,
         strategies.Nuisance,
+        lies.Abstain,
         lies.LyingVoter,
         lies.EarlyCommit,
         lies.PrematureChange,
@@ -41,7 +42,7 @@ _OTHERS = tuple(name for name in STRATEGIES if name not in _ENDING)
 
 def draw_strategies(chance: random.Random) -> tuple[str, ...]:
     """Draw what one faulty replica does."""
-    drawn = chance.sample(_OTHERS, chance.choice((0, 1, 1, 2, 3, 4)))
+    drawn = chance.sample(_OTHERS, chance.choice((0, 1, 2, 3, 4, 6)))
     if chance.random() < 0.15:
         drawn.append(chance.choice(_ENDING))
     if chance.random() < 0.25 and "withhold" not in drawn:

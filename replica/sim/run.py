@@ -23,11 +23,10 @@ from replica.sim.scenario import Scenario, draw
 from replica.sim.setting import CLIENTS_FROM, VILLAINS_FROM, Setting
 from replica.sim.villains import FaultyClient
 from replica.sim.witness import Violation, Witness
-from replica.sim.world import Network, Weather, World
+from replica.sim.world import Network, World
 
 LIVENESS_MS = 300_000
 NEW_REQUESTS = 3
-HEALED = Weather(delay_min=1, delay_max=8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +141,7 @@ class Run:
         return waits
 
     def _heal(self) -> None:
-        self.setting.network.heal(HEALED)
+        self.setting.network.heal(self.scenario.healed)
         for replica in self.replicas.values():
             replica.restart()
         for client in self.clients:

@@ -41,6 +41,7 @@ class Scenario:
     strategies: tuple[tuple[str, ...], ...]
     real_signatures: bool
     weather: Weather
+    healed: Weather
     patience_ms: int
     append_ms_max: int
     storm_ms: int
@@ -94,6 +95,8 @@ def draw(seed: int) -> Scenario:
         strategies=strategies,
         real_signatures=seed % REAL_SIGNATURES_EVERY == 0,
         weather=weather,
+        # A healed network is timely, not fast: patience must grow until it fits.
+        healed=Weather(delay_min=1, delay_max=chance.choice((4, 8, 8, 40, 200))),
         patience_ms=chance.choice((150, 300, 600)),
         append_ms_max=chance.choice((0, 2, 10)),
         storm_ms=chance.choice((4000, 8000, 12000)),
