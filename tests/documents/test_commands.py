@@ -74,6 +74,9 @@ class Dev:
         """Wait until the cluster's directory is there, as a user would who reads the banner."""
         deadline = time.monotonic() + DEADLINE_S
         while b"Ctrl-C ends all of it" not in self.log.read_bytes():
+            if time.monotonic() > deadline or self.process.poll() is not None:
+                self.__exit__()
+            assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.02)
         return self
