@@ -87,7 +87,13 @@ class Node:
         self.store = Store(home.store_path, cluster_id, self.number, durable=durable)
         self._serving_store = Store(home.store_path, cluster_id, self.number, durable=durable)
         self.outbox = Outbox(self.number, log, self.store, self.verifier.context, self._on_released, self._on_failed)
-        self.streams = Streams(self.number, genesis.n, self._serving_store, lambda: self.core.received(self.number))
+        self.streams = Streams(
+            self.number,
+            genesis.n,
+            self._serving_store,
+            lambda: self.core.received(self.number),
+            self._on_serving_failed,
+        )
         certificates = [place.certificate_der for place in home.cluster.replicas]
         self.server = Server(self, home.cluster, server_context(home.certificate_path, home.key_path, certificates))
         self.links = {
@@ -250,6 +256,9 @@ class Node:
 
     def _on_failed(self, error: BaseException) -> None:
         self.stop(f"cannot make its log durable: {type(error).__name__}: {error}. Nothing more is signed; see the disk")
+
+    def _on_serving_failed(self, error: BaseException) -> None:
+        self.stop(f"cannot read its store to serve others: {type(error).__name__}: {error}; see {self.store.path}")
 
     # Effects
 

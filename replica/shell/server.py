@@ -21,7 +21,7 @@ from replica.shell.verify import verify_by_client
 from replica.wire.frames import MessageProtocol
 from replica.wire.handshake import connect_statement
 from replica.wire.messages import (
-    FRAME_BYTES_MAX,
+    FRAME_OVERHEAD_MAX,
     WIRE_VERSION,
     Challenge,
     ClientHello,
@@ -107,13 +107,13 @@ class Server:
         while True:
             try:
                 accepted, _ = await loop.sock_accept(listener)
+                accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             except OSError as error:
                 # Out of file descriptors, most likely: what is connected goes on, newcomers wait.
                 self.refusals["accept-failed"] += 1
                 self.node.log.warning("cannot accept a connection", error=str(error))
                 await asyncio.sleep(0.1)
                 continue
-            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if len(self._strangers) >= STRANGERS_MAX:
                 self._drop_oldest_stranger()
             self._strangers[accepted] = loop.time()
@@ -292,7 +292,8 @@ class ServerConnection(MessageProtocol):
     def _welcome(self, role: str) -> None:
         self.role = role
         self.welcomed_at = self._loop.time()
-        self.frame_bytes_max = FRAME_BYTES_MAX
+        # Neither a client nor a reading replica sends anything larger than an envelope.
+        self.frame_bytes_max = self._limits.envelope_bytes_max + FRAME_OVERHEAD_MAX
         self.send(Welcome(self._node.core.executed, self._node.core.view))
         if not self.known.done():
             self.known.set_result(None)

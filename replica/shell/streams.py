@@ -69,10 +69,18 @@ class Reader:
 class Streams:
     """Serves the own log to its readers, and any log to whoever fetches."""
 
-    def __init__(self, number: int, n: int, store: Store, last: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        number: int,
+        n: int,
+        store: Store,
+        last: Callable[[], int],
+        on_failed: Callable[[BaseException], None],
+    ) -> None:
         self._number = number
         self._store = store
         self._last = last
+        self._on_failed = on_failed
         self._published = 0
         self._recent = [Recent() for _ in range(n)]
         self._readers: set[Reader] = set()
@@ -135,7 +143,13 @@ class Streams:
     def _start(self, work: "asyncio._CoroutineLike[None]") -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._on_failed(error)
 
     async def _serve(self, reader: Reader) -> None:
         """Send `reader` what it lacks of the own log until it is up to date or takes no more."""

@@ -19,6 +19,8 @@ from replica.core.layout import U32, U64_MAX, LayoutError
 WIRE_VERSION: Final = 1
 FRAME_BYTES_MAX: Final = 8 * 1024 * 1024
 HANDSHAKE_FRAME_BYTES_MAX: Final = 4096
+# What a message adds to the bytes that it carries.
+FRAME_OVERHEAD_MAX: Final = 64
 FIELDS_MAX: Final = 12
 TEXT_BYTES_MAX: Final = 2000
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import sqlite3
 
 import pytest
 
@@ -54,7 +55,8 @@ class Served:
         self.bench._on_released = self._on_released
         self.bench.outbox._on_released = self._on_released
         self.read_up_to = 0
-        self.streams = Streams(0, 3, self.bench.store, lambda: self.read_up_to)
+        self.failures: list[BaseException] = []
+        self.streams = Streams(0, 3, self.bench.store, lambda: self.read_up_to, self.failures.append)
 
     def _on_released(self, released: ReleasedGroup) -> None:
         self.bench.released.append(released)
@@ -291,3 +293,16 @@ async def test_a_peer_that_does_not_read_holds_up_nobody(tmp_path):
             # 12 MB were said; what waits for it is bounded by the write buffer's limits.
             assert max(c.transport.get_write_buffer_size() for c in reading) < 8 * 1024 * 1024
             await cluster.wait_equal()
+
+
+@on_loop
+async def test_a_store_that_cannot_be_read_is_not_passed_over_in_silence(tmp_path, monkeypatch):
+    def broken(*_):
+        raise sqlite3.DatabaseError("disk image is malformed")
+
+    async with Served(tmp_path) as served:
+        served.read_up_to = 1
+        monkeypatch.setattr(served.bench.store, "groups", broken)
+        served.reader(1)
+        await until(lambda: served.failures, "the failure")
+        assert isinstance(served.failures[0], sqlite3.DatabaseError)
