@@ -303,7 +303,7 @@ async def test_envelopes_that_are_not_the_clients(cluster):
             good[:-1],
             b"",
             b"\1" + good[1:],
-            b"x" * (3 * 1024 * 1024),
+            b"x" * (2 * 1024 * 1024 + 1),
         ],
     }
     for name, raws in cases.items():
