@@ -220,7 +220,7 @@ def error_of(result: Result) -> ClientError:
     if result.status is Status.TOO_LARGE:
         return NotExecuted("not executed: no room for its result beside those of its envelope; submit it again")
     if result.status is Status.OUT_OF_WINDOW:
-        return NotExecuted("not executed: too many operations of this session are unfinished; try again")
+        return Undecided("outcome unknown: the number was too far ahead when it came, and may be executed later")
     return Undecided(
         "outcome unknown: the cluster no longer keeps the result of this operation; read what there is, then "
         "decide whether to repeat"

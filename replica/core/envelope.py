@@ -66,7 +66,7 @@ class Status(IntEnum):
     OK = 0  # executed; the result is the application's
     ERROR = 1  # executed; the application refused it and changed nothing; the result is its message
     EXPIRED = 2  # the session is unknown or evicted: not executed now; whether it was before is unknown
-    OUT_OF_WINDOW = 3  # the number is too far above what the session acknowledged: not executed
+    OUT_OF_WINDOW = 3  # too far above what the session acknowledged: not executed now, but the envelope may be later
     FORGOTTEN = 4  # acknowledged, or its result is no longer kept: not executed again
     VOID = 5  # an opening whose `void after` has passed or lies too far ahead: no session
     BUSY = 6  # an opening for which there is no room: no session

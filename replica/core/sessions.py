@@ -12,7 +12,10 @@ Everything here is a function of the executed batches alone: no clock, no set or
 """
 
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+
+from sortedcontainers import SortedDict
 
 from replica.core.envelope import Open, Result, SessionId, Status
 from replica.core.genesis import MIB, Limits
@@ -90,6 +93,8 @@ class ClientTable:
         self._limits = limits
         self._sessions: dict[SessionId, Session] = {}
         self._by_client: dict[bytes, dict[SessionId, None]] = {}
+        # (last slot, id), longest idle first: finding whom to evict must not take longer the more sessions there are.
+        self._by_idleness: SortedDict = SortedDict()
         self._openings: dict[bytes, _Opening] = {}
         self._voids: dict[int, list[bytes]] = {}
         self._records = BucketedMap()
@@ -105,7 +110,10 @@ class ClientTable:
 
     def touch(self, session: Session, slot: int) -> None:
         """Note that `slot` changed or used the session."""
-        session.last_slot = slot
+        if session.last_slot != slot:
+            del self._by_idleness[session.last_slot, session.id]
+            session.last_slot = slot
+            self._by_idleness[slot, session.id] = None
         self._touched[session.id] = None
 
     def begin_slot(self, slot: int) -> None:
@@ -129,6 +137,7 @@ class ClientTable:
         self._make_room(client)
         session = Session(SessionId(slot, place), client, slot)
         self._sessions[session.id] = session
+        self._by_idleness[slot, session.id] = None
         self._by_client.setdefault(client, {})[session.id] = None
         self._touched[session.id] = None
         self._openings[key] = _Opening(session.id, content.void_after)
@@ -157,13 +166,16 @@ class ClientTable:
     def _make_room(self, client: bytes) -> None:
         mine = self._by_client.get(client, {})
         if len(mine) >= self._limits.sessions_per_client_max:
-            self._evict(list(mine))
+            self._evict(self._longest_idle(mine))
         elif len(self._sessions) >= self._limits.sessions_max:
-            self._evict(list(mine) or list(self._sessions))
+            self._evict(self._longest_idle(mine) if mine else self._sessions[self._by_idleness.peekitem(0)[0][1]])
 
-    def _evict(self, among: list[SessionId]) -> None:
-        session = min((self._sessions[i] for i in among), key=lambda s: (s.last_slot, s.id))
+    def _longest_idle(self, among: Iterable[SessionId]) -> Session:
+        return min((self._sessions[i] for i in among), key=lambda s: (s.last_slot, s.id))
+
+    def _evict(self, session: Session) -> None:
         del self._sessions[session.id]
+        del self._by_idleness[session.last_slot, session.id]
         mine = self._by_client[session.client]
         del mine[session.id]
         if not mine:

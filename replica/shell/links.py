@@ -68,6 +68,14 @@ class Link:
         self.connection.send(message)
         return True
 
+    def hold_back(self, *, pause: bool) -> None:
+        """Read no further from this peer for now, or go on."""
+        if self.connection is not None and self.connection.transport is not None:
+            if pause:
+                self.connection.transport.pause_reading()
+            else:
+                self.connection.transport.resume_reading()
+
     def ping(self) -> None:
         """Ask for a sign of life; hang up on a peer that gave none for a while."""
         connection = self.connection

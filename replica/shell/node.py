@@ -103,6 +103,7 @@ class Node:
         }
         self._events: list[Event] = []
         self._ticks = 0
+        self._held_back = False
         self._timer: asyncio.TimerHandle | None = None
         self._closing = False
         self._effects: dict[type, Callable[[Any], None]] = {
@@ -227,7 +228,16 @@ class Node:
         if group.last > self.core.received(log):
             self.outbox.received(group)
             self.streams.heard(group)
+            if self.outbox.is_full and not self._held_back:
+                self._hold_back(pause=True)
         self.post(GroupReceived(group))
+
+    def _hold_back(self, *, pause: bool) -> None:
+        """Read no further from peers while the disk is behind, or go on."""
+        self._held_back = pause
+        self.refusals["disk-behind"] += pause
+        for link in self.links.values():
+            link.hold_back(pause=pause)
 
     def _drain(self) -> None:
         events, self._events = self._events, []
@@ -245,6 +255,8 @@ class Node:
         self._timer = loop.call_later(TICK_S, self._tick)
         self.post(Tick(int(loop.time() * 1000), int(time.time() * 1000)))
         self._ticks += 1
+        if self._held_back and not self.outbox.is_full:
+            self._hold_back(pause=False)
         if self._ticks % HOUSEKEEPING_TICKS == 0:
             self.server.drop_idle(loop.time())
             for link in self.links.values():
@@ -277,7 +289,11 @@ class Node:
             self.refusals["reply-too-large"] += 1
             return
         for connection in connections:
-            connection.send_frame(frame)
+            # One that does not read gets no more: its client asks again when it does, and the result is kept.
+            if connection.writable:
+                connection.send_frame(frame)
+            else:
+                self.refusals["reply-not-read"] += 1
 
     def _relay(self, effect: Relay) -> None:
         self.links[effect.to].send(Request(effect.envelope.raw))

@@ -27,6 +27,8 @@ from trustlog import Attestation, AttestedLog, entry_digest, fold
 # Received groups are stored with the next own group, or after this many seconds, or when so many bytes wait.
 STORE_AFTER_S = 0.2
 STORE_AFTER_BYTES = 4 * 1024 * 1024
+# What may wait behind a slow disk before peers' logs are read no further.
+WAITING_BYTES_MAX = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,11 @@ class Outbox:
             self._start()
         elif self._timer is None:
             self._timer = self._loop.call_later(STORE_AFTER_S, self._start)
+
+    @property
+    def is_full(self) -> bool:
+        """Say whether so much waits behind the disk that no more should be read."""
+        return self._received_bytes > WAITING_BYTES_MAX
 
     def append(self, payloads: tuple[bytes, ...]) -> None:
         """Say `payloads` as one group. One at a time: the next only after this one was released."""

@@ -15,7 +15,8 @@ from replica.core.group import encode_payloads
 SCHEMA_VERSION = 1
 # SQLite pages that the write-ahead log may hold before they are moved to the main file: 16 MiB of 4 KiB pages.
 WAL_PAGES_MAX = 4096
-LOAD_ROWS = 64
+# Rows read at a time; a row can have group_bytes_max.
+LOAD_ROWS = 8
 RESTORE = "restore the file from a good copy, or replace this replica"
 
 _SCHEMA = """

@@ -5,13 +5,14 @@ there on, as long as it reads; one that reads slowly is served from the store at
 """
 
 import asyncio
+import sqlite3
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from replica.core.events import VerifiedGroup
 from replica.shell.outbox import ReleasedGroup
-from replica.shell.store import Store
+from replica.shell.store import Store, StoreError
 from replica.wire.frames import MessageProtocol
 from replica.wire.messages import GroupMessage, encode_frame
 
@@ -148,8 +149,12 @@ class Streams:
     def _ended(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
-        if error is not None:
+        if isinstance(error, sqlite3.Error | StoreError):
             self._on_failed(error)
+        elif error is not None:
+            # Not the disk's doing: that one reader is not served, nobody else suffers.
+            context = {"message": "serving a log failed", "exception": error, "task": task}
+            asyncio.get_running_loop().call_exception_handler(context)
 
     async def _serve(self, reader: Reader) -> None:
         """Send `reader` what it lacks of the own log until it is up to date or takes no more."""

@@ -174,6 +174,11 @@ def _number(value: object) -> bool:
     return type(value) is int and 0 <= value <= U64_MAX
 
 
+def _index(value: object) -> bool:
+    # As large as a store can count; a log never gets there.
+    return type(value) is int and 0 <= value < 2**63
+
+
 def _text(value: object) -> bool:
     return type(value) is str
 
@@ -193,8 +198,8 @@ _SCHEMA: Final[dict[int, tuple[type[Any], tuple[_Check, ...]]]] = {
     3: (ReplicaHello, (_number, _exactly(32), _exactly(32), _number)),
     4: (Welcome, (_number, _number)),
     5: (Refused, (_text, _text)),
-    6: (Subscribe, (_number,)),
-    7: (Fetch, (_number, _number)),
+    6: (Subscribe, (_index,)),
+    7: (Fetch, (_number, _index)),
     8: (GroupMessage, (_number, _blob)),
     9: (Request, (_blob,)),
     10: (Reply, (_blob,)),

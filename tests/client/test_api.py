@@ -59,7 +59,7 @@ def test_results_that_are_no_success_say_what_is_known():
     kinds = {
         Status.ERROR: (OperationFailed, "refused the operation: no\\?"),
         Status.EXPIRED: (SessionExpired, "outcome unknown"),
-        Status.OUT_OF_WINDOW: (NotExecuted, "not executed"),
+        Status.OUT_OF_WINDOW: (Undecided, "outcome unknown"),
         Status.FORGOTTEN: (Undecided, "outcome unknown"),
     }
     for status, (kind, words) in kinds.items():

@@ -429,3 +429,20 @@ async def test_a_flood_of_large_stale_reads_from_one_that_does_not_read(cluster)
 
 def test_the_whole_cost_is_bounded(cluster):
     assert cluster.rss_bytes(0) < 53 * 1024 * 1024 + 2 * RSS_GROWTH_MAX
+
+
+@pytest.mark.parametrize(
+    "message", [Fetch(2, 2**63), Subscribe(2**63), Subscribe(2**64 - 1), Fetch(2**64 - 1, 1), Fetch(2, 2**63 - 1)]
+)
+@on_loop
+async def test_no_number_from_a_faulty_replica_stops_the_primary(cluster, message):
+    """Fetching from an index beyond what a store can count once ended every correct replica."""
+    async with Wire(cluster, as_replica=2) as wire:
+        await wire.replica_hello(2)
+        wire.send(message)
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, EOFError):
+            wire.send(Ping(1))
+            await wire.receive(Pong)
+    async with cluster.client() as client:
+        await client.put("still", "here")
+    assert cluster.is_running(0)
