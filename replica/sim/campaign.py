@@ -6,7 +6,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 
+from replica.sim.lies import REFERENCE_KINDS
+from replica.sim.mutations import MUTATIONS
+from replica.sim.repertoire import DRAWN
 from replica.sim.run import Outcome, run_seed
+from replica.sim.villains import TRICKS
 
 # From this many seeds on, everything in EXPECTED must have happened.
 EXPECTED_FROM_SEEDS = 200
@@ -31,6 +35,20 @@ EXPECTED = (
     "runs-real-signatures",
     "client-undecided",
     "slots-null",
+    "views-left-unopened",
+    "consecutive-faulty-primaries",
+    "carried-none",
+    "carried-vote",
+    "carried-null",
+    "lies",
+    "refused-groups",
+    "refused-envelopes",
+    *(f"exposed-{rule}" for rule in ("malformed", "proposed-twice", "slot-skipped", "wrong-view", "wrong-reference")),
+    *(f"attack-{name}" for name in DRAWN),
+    *(f"attack-chosen-references-{kind}" for kind in REFERENCE_KINDS),
+    *(f"attack-client-{trick}" for trick in TRICKS),
+    *(f"attack-{kind}-groups" for kind in ("altered", "borrowed", "cut")),
+    *(f"malformed-{name}" for name in MUTATIONS),
 )
 
 
@@ -47,7 +65,9 @@ class Summary:
         """Take in one run."""
         self.seeds += 1
         self.virtual_ms += outcome.virtual_ms
-        self.counts.update(outcome.counts)
+        for name, count in outcome.counts.items():
+            # What ends in -max is the largest of all runs, the rest the sum.
+            self.counts[name] = max(self.counts[name], count) if name.endswith("-max") else self.counts[name] + count
         if outcome.violations:
             self.failed.append(outcome)
 

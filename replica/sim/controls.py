@@ -16,7 +16,7 @@ from replica.sim import planted
 from replica.sim.clients import Habits
 from replica.sim.planted import Patch
 from replica.sim.run import Outcome, run_seed
-from replica.sim.scenario import LIMITS
+from replica.sim.scenario import LIMITS, STORMY
 from replica.sim.world import Weather
 
 SEARCH_SEEDS = 300
@@ -65,16 +65,15 @@ class Control:
         return next((seed for seed in range(first, first + count) if self.is_found(self.run(seed))), None)
 
 
-_STORMY = Weather(delay_min=1, delay_max=30, loss=0.3, straggle=0.1)
-
-
 def _one_faulty(number: int, *strategies: str) -> dict[str, Any]:
     """Script the scenario: three replicas, one of them faulty in this way, and a network that changes views."""
     faulty = {"f": 1, "faulty": (number,), "strategies": (strategies,)}
-    return {**faulty, "weather": _STORMY, "patience_ms": 150, "partitions": 8, "crashes": 0, "limits": LIMITS}
+    return {**faulty, "weather": STORMY, "patience_ms": 150, "partitions": 8, "crashes": 0, "limits": LIMITS}
 
 
-_BUSY = {"clients": 3, "habits": Habits(concurrency=4, think_ms=50)}
+_BUSY = {"clients": 3, "habits": Habits(concurrency=4, think_ms=50), "liveness_ms": 20_000}
+# Timely, but slower than the first patience.
+_SLOW = {"f": 1, "faulty": (), "strategies": (), "healed": Weather(100, 300), "patience_ms": 150, "liveness_ms": 60_000}
 
 CONTROLS: tuple[Control, ...] = (
     Control("quorum-one-short", "f votes decide", SAFETY, planted.quorum_one_short, 0),
@@ -93,7 +92,7 @@ CONTROLS: tuple[Control, ...] = (
         (*SAFETY, "accuracy"),
         planted.differing_vote_counts,
         0,
-        _one_faulty(2, "lying-vote"),
+        {**_one_faulty(1, "lying-vote:100", "impatient:20", "chosen-references:own"), "ordering": Ordering.TWO_PHASE},
     ),
     Control("no-quorum-to-execute", "a proposal is executed at once", SAFETY, planted.no_quorum_to_execute, 0),
     Control("carry-lowest-view", "the lowest view's vote is carried", SAFETY, planted.carry_lowest_view, 0),
@@ -112,7 +111,7 @@ CONTROLS: tuple[Control, ...] = (
         SAFETY,
         planted.few_references,
         0,
-        _one_faulty(1, "abstain", "chosen-references"),
+        _one_faulty(1, "abstain", "impatient:20", "chosen-references:few"),
     ),
     Control(
         "votes-after-change",
@@ -144,15 +143,14 @@ CONTROLS: tuple[Control, ...] = (
         _BUSY | _one_faulty(0, "censor"),
     ),
     Control(
-        "patience-of-newest",
-        "patience belongs to the newest request",
+        "fetched-from-author-only",
+        "missing entries are asked of their author only",
         ("liveness",),
-        planted.patience_of_the_newest,
+        planted.fetched_from_author_only,
         0,
-        _BUSY | _one_faulty(0, "censor"),
     ),
     Control("never-impatient", "patience never ends", ("liveness",), planted.never_impatient, 0),
-    Control("patience-never-grows", "patience does not double", ("liveness",), planted.patience_never_grows, 0),
+    Control("patience-never-grows", "patience does not double", ("liveness",), planted.patience_never_grows, 0, _SLOW),
     Control(
         "missing-not-fetched", "missing causes are not asked for", ("liveness",), planted.missing_never_asked_for, 0
     ),

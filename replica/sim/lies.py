@@ -21,7 +21,8 @@ from replica.core.entries import (
     ViewChange,
 )
 from replica.core.quorum import primary
-from replica.sim.mutations import mutate
+from replica.sim.logs import StandInLog
+from replica.sim.mutations import MUTATIONS, NAMES, fields_of, mutate
 from replica.sim.strategies import Strategy
 
 if TYPE_CHECKING:
@@ -39,6 +40,10 @@ class Rarely(Strategy):
     """Base of strategies that act now and then: often enough to matter, seldom enough to be believed for a while."""
 
     share = 0.1
+
+    def __init__(self, argument: str = "") -> None:
+        if argument:
+            self.share = int(argument) / 100
 
     def now(self) -> bool:
         """Say whether to act."""
@@ -118,6 +123,19 @@ class PrematureChange(Rarely):
         else:
             said = self.host.say([ViewChange(own.view + self.chance.choice((2, 3, 2**40))).encode()])
         if said:
+            self.did()
+
+
+class Impatient(Rarely):
+    """Suspects every view soon after it began; one more, and the view is left."""
+
+    name = "impatient"
+    share = 0.05
+
+    def on_tick(self) -> None:
+        """See `Strategy`."""
+        own = self.host.puppet.own
+        if not own.suspected and self.now() and self.host.say([Suspect(own.view).encode()]):
             self.did()
 
 
@@ -213,15 +231,23 @@ class SkipSlot(Rarely):
         return said
 
 
+REFERENCE_KINDS = ("fewest", "own", "stale", "twice", "index", "few", "many")
+
+
 class ChosenReferences(Strategy):
     """Opens its views with references of its choice: few votes, old entries, duplicates, wrong numbers."""
 
     name = "chosen-references"
 
+    def __init__(self, argument: str = "") -> None:
+        self._kind = argument
+
     def join(self, host: "FaultyReplica") -> None:
         """See `Strategy`."""
         super().join(host)
-        self._kind = self.chance.choice(("fewest", "fewest", "stale", "twice", "index", "few", "many"))
+        self._kind = self._kind or self.chance.choice(
+            ("fewest", "own", "own", "stale", "twice", "index", "few", "many")
+        )
 
     def entries(self, payloads: list[bytes]) -> list[bytes]:
         """See `Strategy`."""
@@ -237,8 +263,10 @@ class ChosenReferences(Strategy):
             for at in range(11, len(payload), 10)
         ]
         refs = list(right)
-        if self._kind == "fewest" and len(departed) >= len(right):
-            chosen = [author for _, author in sorted(departed)[: len(right)]]
+        if self._kind in {"fewest", "own"} and len(departed) >= len(right):
+            own = self.host.number if self._kind == "own" else -1
+            departed.sort(key=lambda d: (d[1] != own, d))
+            chosen = [author for _, author in departed[: len(right)]]
             refs = [Reference(author, states[author].view_change_at[view].index) for author in chosen]
         elif self._kind == "stale":
             older = max((v for v in states[refs[0].replica].view_change_at if v < view), default=None)
@@ -280,25 +308,37 @@ class CheckpointLies(Rarely):
 
 
 class Malformed(Rarely):
-    """Changes one field of an otherwise right entry, once; then it has nothing more to lose."""
+    """Changes one field of an otherwise right entry; with an argument, only this field, the second time it can."""
 
     name = "malformed"
     share = 0.06
 
+    def __init__(self, argument: str = "") -> None:
+        self._only = MUTATIONS[argument] if argument else None
+        self._chances = 0
+
     def entries(self, payloads: list[bytes]) -> list[bytes]:
         """See `Strategy`."""
-        said: list[bytes] = []
-        for payload in payloads:
+        return [self._change(payload) for payload in payloads]
+
+    def _change(self, payload: bytes) -> bytes:
+        kind = payload[0]
+        if self._only is None:
             # The rarer an entry is, the more readily it is spoiled.
-            eager = 5 if payload[0] in {CHECKPOINT, SUSPECT, VIEW_CHANGE, NEW_VIEW} else 1
-            if self.chance.random() < self.share * eager:
-                what, changed = mutate(payload, self.chance)
-                self.did()
-                self.world.counts[what] += 1
-                said.append(changed)
-            else:
-                said.append(payload)
-        return said
+            eager = 5 if kind in {CHECKPOINT, SUSPECT, VIEW_CHANGE, NEW_VIEW} else 1
+            if self.chance.random() >= self.share * eager:
+                return payload
+            field = self.chance.choice(fields_of(kind))
+        else:
+            if kind != self._only[0]:
+                return payload
+            self._chances += 1
+            if self._chances < 2 and kind not in {SUSPECT, VIEW_CHANGE, NEW_VIEW}:
+                return payload
+            field = self._only[1]
+        self.did()
+        self.world.counts[f"malformed-{NAMES[kind]}-{field}"] += 1
+        return mutate(payload, field, self.chance)
 
 
 class Drip(Rarely):
@@ -372,6 +412,30 @@ class Rush(Rarely):
             said.append(PrePrepare(own.view, slot, make_batch(slot, cut, ())).encode())
         if said and self.host.say(said):
             self.did()
+
+
+class ClonedLog(Strategy):
+    """Owns two copies of one trusted log, against the assumption on which all rests; shows one to each half."""
+
+    name = "cloned-log"
+
+    def __init__(self, argument: str = "") -> None:
+        self._at = int(argument or 1500)
+        self._is_done = False
+
+    def on_tick(self) -> None:
+        """See `Strategy`."""
+        host = self.host
+        if self._is_done or self.world.now < self._at or not isinstance(host.log, StandInLog):
+            return
+        self._is_done = True
+        self.did()
+        twin = host.log.clone()
+        view = host.puppet.own.view
+        other, own = twin.append((Suspect(view).encode(),)), [ViewChange(view + 1).encode()]
+        for peer in host.peers[::2]:
+            host.push(peer, host.number, other)
+        host.say(own)
 
 
 def _cut(payload: bytes) -> list[int]:

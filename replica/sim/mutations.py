@@ -36,37 +36,32 @@ NAMES = {
     VIEW_CHANGE: "view-change",
     NEW_VIEW: "new-view",
 }
-WHOLE = ("kind", "short", "long", "signature")
+WHOLE = ("kind", "short", "long")
 
 
-def mutation_names() -> list[str]:
-    """Return the name of every mutation, as counted."""
-    names = []
-    for kind, fields in FIELDS.items():
-        whole = [name for name in WHOLE if name != "signature" or kind == PRE_PREPARE]
-        names += [f"malformed-{NAMES[kind]}-{field}" for field in (*fields, *whole)]
-    return names
+def fields_of(kind: int) -> tuple[str, ...]:
+    """Return the names of what can be changed in an entry of this kind."""
+    return (*FIELDS[kind], *WHOLE, *(("signature",) if kind == PRE_PREPARE else ()))
 
 
-def mutate(payload: bytes, chance: random.Random) -> tuple[str, bytes]:
-    """Change one field of a right payload; return the mutation's name and the result."""
-    kind = payload[0]
-    fields = FIELDS[kind]
-    whole = [name for name in WHOLE if name != "signature" or kind == PRE_PREPARE]
-    field = chance.choice([*fields, *whole])
-    name = f"malformed-{NAMES[kind]}-{field}"
+# "new-view-count" and so on -> (kind, field)
+MUTATIONS = {f"{NAMES[kind]}-{field}": (kind, field) for kind in FIELDS for field in fields_of(kind)}
+
+
+def mutate(payload: bytes, field: str, chance: random.Random) -> bytes:
+    """Change one field of a right payload."""
     if field == "kind":
-        return name, bytes([chance.choice((0, 8, 255, 1 + kind % 7))]) + payload[1:]
+        return bytes([chance.choice((0, 8, 255, 1 + payload[0] % 7))]) + payload[1:]
     if field == "short":
-        return name, payload[: chance.randrange(1, len(payload))]
+        return payload[: chance.randrange(1, len(payload))]
     if field == "long":
-        return name, payload + chance.randbytes(chance.choice((1, 8, 64)))
+        return payload + chance.randbytes(chance.choice((1, 8, 64)))
     if field == "signature":
         # The last bytes of a proposal that holds an envelope are its client's signature.
-        return name, payload[:-1] + bytes([payload[-1] ^ 1])
-    at, size = fields[field]
+        return payload[:-1] + bytes([payload[-1] ^ 1])
+    at, size = FIELDS[payload[0]][field]
     old = payload[at : at + size]
-    return name, payload[:at] + _other(old, chance) + payload[at + len(old) :]
+    return payload[:at] + _other(old, chance) + payload[at + len(old) :]
 
 
 def _other(old: bytes, chance: random.Random) -> bytes:

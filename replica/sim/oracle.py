@@ -29,6 +29,7 @@ class Done:
 @dataclass(slots=True)
 class _Session:
     client: bytes
+    last_slot: int
     acknowledged: int = 1
     executed: set[int] = field(default_factory=set)
 
@@ -36,8 +37,9 @@ class _Session:
 class Oracle:
     """The agreed state, by the model."""
 
-    def __init__(self, interval: int, session_window: int) -> None:
+    def __init__(self, interval: int, session_window: int, sessions_per_client: int) -> None:
         self.state: dict[bytes, bytes] = {}
+        self._per_client = sessions_per_client
         self._interval = interval
         self._window = session_window
         self._sessions: dict[tuple[int, int], _Session] = {}
@@ -67,6 +69,7 @@ class Oracle:
         session = self._sessions.get((session_slot, session_place))
         if session is None or session.client != client:
             return []
+        session.last_slot = slot
         session.acknowledged = max(session.acknowledged, acknowledged)
         at = _BODY + 30
         done = []
@@ -86,7 +89,10 @@ class Oracle:
         (void_after,) = struct.unpack_from(">Q", raw, _BODY + 16)
         if slot <= void_after <= slot + OPENING_INTERVALS * self._interval and client + nonce not in self._openings:
             self._openings[client + nonce] = void_after
-            self._sessions[slot, place] = _Session(client)
+            mine = [(known.last_slot, key) for key, known in self._sessions.items() if known.client == client]
+            if len(mine) >= self._per_client:
+                del self._sessions[min(mine)[1]]  # the longest idle of the same client
+            self._sessions[slot, place] = _Session(client, slot)
 
 
 def key_value(state: dict[bytes, bytes], operation: bytes) -> tuple[int, bytes]:

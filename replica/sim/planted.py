@@ -14,11 +14,10 @@ from replica.core import carry, entries, execution, machine, pen, slots
 from replica.core.batch import NULL_BATCH
 from replica.core.entries import Commit, NewView, Prepare, PrePrepare, Reference, ViewChange
 from replica.core.envelope import Open
-from replica.core.events import Appended
+from replica.core.events import Appended, Fetch
 from replica.core.inbox import Arrival, Inbox
 from replica.core.layout import LayoutError, Reader
 from replica.core.patience import Patience
-from replica.core.requests import RequestQueue
 from replica.core.rules import Violation, Wait, apply_entry, judge
 from replica.core.slots import Slot, SlotBook, ViewTally
 from replica.sim.replica import CorrectReplica
@@ -206,13 +205,6 @@ def any_progress_restores() -> list[Patch]:
     return [(Patience, "executed", executed), (Patience, "has_ended", has_ended)]
 
 
-def patience_of_the_newest() -> list[Patch]:
-    def newest(queue: Any) -> Any:
-        return next(reversed(queue._waiting.values()), None)
-
-    return [(RequestQueue, "oldest", newest)]
-
-
 def never_impatient() -> list[Patch]:
     return [(Patience, "has_ended", lambda *_: False)]
 
@@ -226,6 +218,17 @@ def patience_never_grows() -> list[Patch]:
 
 def missing_never_asked_for() -> list[Patch]:
     return [(machine.ReplicaCore, "_ask_for_what_is_missing", lambda _: None)]
+
+
+def fetched_from_author_only() -> list[Patch]:
+    right = machine.ReplicaCore._ask_for_what_is_missing
+
+    def ask(core: Any) -> None:
+        before = len(core._effects)
+        right(core)
+        core._effects[before:] = [Fetch(fetch.log, fetch.first, fetch.log) for fetch in core._effects[before:]]
+
+    return [(machine.ReplicaCore, "_ask_for_what_is_missing", ask)]
 
 
 def no_votes_for_the_executed() -> list[Patch]:

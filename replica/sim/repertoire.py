@@ -23,6 +23,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
         lies.LyingVoter,
         lies.EarlyCommit,
         lies.PrematureChange,
+        lies.Impatient,
         lies.SkipChange,
         lies.VoteAfterChange,
         lies.SecondProposal,
@@ -33,11 +34,21 @@ STRATEGIES: dict[str, type[Strategy]] = {
         lies.Drip,
         lies.OldRequests,
         lies.Rush,
+        lies.ClonedLog,
     )
 }
 # These end a replica's influence at once, so they are drawn less often.
 _ENDING = ("silent", "crash")
-_OTHERS = tuple(name for name in STRATEGIES if name not in _ENDING)
+# This one breaks the assumption, and is never drawn.
+_IMPOSSIBLE = ("cloned-log",)
+DRAWN = tuple(name for name in STRATEGIES if name not in _IMPOSSIBLE)
+_OTHERS = tuple(name for name in DRAWN if name not in _ENDING)
+
+
+def make_strategy(name: str) -> Strategy:
+    """Make a strategy by its name, or by "name:argument"."""
+    name, _, argument = name.partition(":")
+    return STRATEGIES[name](argument)
 
 
 def draw_strategies(chance: random.Random) -> tuple[str, ...]:

@@ -12,11 +12,14 @@ if the trusted part took it. What arrived later may be lost.
 
 import traceback
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable
 
 from replica.application import Context
 from replica.apps.kv import KeyValue
 from replica.core import events
+from replica.core.batch import NULL_BATCH
+from replica.core.carry import Carry
 from replica.core.events import Event, VerifiedGroup
 from replica.core.layout import LayoutError
 from replica.core.machine import ReplicaCore
@@ -45,7 +48,16 @@ class WatchedKeyValue(KeyValue):
 
 
 class WatchedCore(ReplicaCore):
-    """The real core; it lets the simulator see how large its collections are. Nothing else is added."""
+    """The real core; it lets the simulator see how large its collections are and what new views carried."""
+
+    carries: Counter[str]
+
+    def _open_view(self, log: int, view: int, carried: Carry) -> None:
+        super()._open_view(log, view, carried)
+        if not carried.votes:
+            self.carries["carried-none"] += 1
+        for _, digest in carried.votes:
+            self.carries["carried-null" if digest == NULL_BATCH.digest else "carried-vote"] += 1
 
     def sizes(self) -> dict[str, int]:
         """Return the size of everything that grows."""
@@ -59,6 +71,10 @@ class WatchedCore(ReplicaCore):
             "own-digests": len(self._known.own_digests),
             "views": max(len(state.view_change_at) for state in self._known.states),
         }
+
+    def waiting_requests(self) -> list[bytes]:
+        """Return the digests of the requests that wait."""
+        return [waiting.digest for waiting in self._known.requests]
 
     def check(self) -> None:
         """Raise RuntimeError if an invariant of a log's reduced state is broken."""
@@ -87,6 +103,7 @@ class Host:
         self._wall_skew = setting.world.random.randint(-WALL_SKEW_MS_MAX, WALL_SKEW_MS_MAX)
         setting.network.nodes[number] = self
         self.core = self._make_core()
+        self.core.carries = self.world.counts
 
     # What differs between correct and faulty replicas.
 
@@ -336,6 +353,7 @@ class CorrectReplica(Host):
         self._early = [{} for _ in self._early]
         self._journal = []
         self.core = self._make_core()
+        self.core.carries = self.world.counts
         self.handle(events.Tick(self.world.now, WALL_MS + self.world.now))
         for group in (*own, *kept):
             self.keep(group)

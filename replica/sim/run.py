@@ -2,8 +2,9 @@
 
     safety    faults of every kind; nothing that correct replicas and clients do or believe may be wrong
     liveness  partitions and losses end, delays become short, faulty replicas and clients stay faulty; every request of
-              a correct client that is still waited for, and some new ones, must be answered within LIVENESS_MS, while
-              other requests go on; when these end too, no correct replica may be left with a request or behind others
+              a correct client that is still waited for, and some new ones, must be answered within a bound, while
+              other requests go on; when these end too, no correct replica may be left behind, and no request that a
+              quorum of correct replicas holds may wait
 
 Everything follows from the seed; `run_seed` twice gives the same trace hash.
 """
@@ -17,7 +18,7 @@ from replica.sim.clients import CorrectClient
 from replica.sim.faulty import Cabal, FaultyReplica
 from replica.sim.logs import Verifier, make_cluster
 from replica.sim.oracle import Oracle
-from replica.sim.repertoire import STRATEGIES
+from replica.sim.repertoire import make_strategy
 from replica.sim.replica import CorrectReplica, Host
 from replica.sim.scenario import Scenario, draw
 from replica.sim.setting import CLIENTS_FROM, VILLAINS_FROM, Setting
@@ -25,7 +26,6 @@ from replica.sim.villains import FaultyClient
 from replica.sim.witness import Violation, Witness
 from replica.sim.world import Network, World
 
-LIVENESS_MS = 300_000
 NEW_REQUESTS = 3
 
 
@@ -51,8 +51,8 @@ class Run:
             scenario.f, scenario.ordering, limits, scenario.seed, real=scenario.real_signatures
         )
         self.correct = tuple(i for i in range(scenario.n) if i not in scenario.faulty)
-        oracle = Oracle(limits.checkpoint_interval, limits.session_window)
-        self.witness = Witness(genesis.cluster_id(), frozenset(self.correct), oracle, _bounds(scenario))
+        oracle = Oracle(limits.checkpoint_interval, limits.session_window, limits.sessions_per_client_max)
+        self.witness = Witness(genesis.cluster_id(), scenario.n, frozenset(self.correct), oracle, _bounds(scenario))
         self.witness.clock = lambda: self.world.now
         self.setting = Setting(
             world=self.world,
@@ -82,7 +82,7 @@ class Run:
         faulty = dict(zip(scenario.faulty, scenario.strategies, strict=True))
         for i in range(scenario.n):
             if i in faulty:
-                chosen = [STRATEGIES[name]() for name in faulty[i]]
+                chosen = [make_strategy(name) for name in faulty[i]]
                 self.hosts[i] = FaultyReplica(self.setting, i, logs[i], self.cabal, chosen)
             else:
                 self.hosts[i] = self.replicas[i]
@@ -107,18 +107,18 @@ class Run:
                 self.world.after(1 + i * 400, lambda c=client: c.ask(forever=True))  # type: ignore[misc]
         self.world.run(healed + NEW_REQUESTS * 400)
         self._bring_to_an_end(healed, self._who_is_owed)
-        self.world.counts["heal-ms"] = self.world.now - healed
+        self.world.counts["heal-ms-max"] = self.world.now - healed
         for client in self.clients:
             client.rest()
         for villain in self.villains:
             villain.rest()
         calm = self.world.now
         self._bring_to_an_end(calm, self._what_waits)
-        self.world.counts["calm-ms"] = self.world.now - calm
+        self.world.counts["calm-ms-max"] = self.world.now - calm
         return self._verdict()
 
     def _bring_to_an_end(self, began: int, what_waits: Callable[[], list[str]]) -> None:
-        self.world.run(began + LIVENESS_MS, lambda: bool(self.witness.violations) or not what_waits())
+        self.world.run(began + self.scenario.liveness_ms, lambda: bool(self.witness.violations) or not what_waits())
         waits = what_waits()
         if waits and not self.witness.violations:
             text = f"{self.world.now - began} ms after the network healed: {'; '.join(waits)}"
@@ -132,12 +132,17 @@ class Run:
         """Return what must come to an end when nobody asks for more."""
         waits = [f"client {c.number} waits for {len(c.unanswered)} answers" for c in self.clients if c.unanswered]
         reached = max(r.core.executed for r in self.replicas.values())
+        held = Counter(digest for r in self.replicas.values() for digest in r.core.waiting_requests())
+        # A faulty primary may ignore for ever what its client did not send to a quorum of correct replicas.
+        enough = self.setting.genesis.quorum if self.scenario.faulty else 1
+        owed = sum(1 for holders in held.values() if holders >= enough)
+        if owed:
+            waits.append(f"{owed} requests are held by {enough} correct replicas or more")
         for number, replica in self.replicas.items():
-            core = replica.core
-            if core.requests_waiting:
-                waits.append(f"replica {number} in view {core.view} holds {core.requests_waiting} requests")
-            if core.executed < reached:
-                waits.append(f"replica {number} in view {core.view} is at slot {core.executed} of {reached}")
+            if replica.core.executed < reached:
+                waits.append(
+                    f"replica {number} in view {replica.core.view} is at slot {replica.core.executed} of {reached}"
+                )
         return waits
 
     def _heal(self) -> None:

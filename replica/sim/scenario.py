@@ -1,14 +1,20 @@
 """What happens in one run, drawn from its seed: the cluster, its network, its faults and its clients."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from replica.core.genesis import Limits, Ordering
 from replica.sim.clients import Habits
-from replica.sim.repertoire import draw_strategies
+from replica.sim.lies import REFERENCE_KINDS
+from replica.sim.mutations import MUTATIONS
+from replica.sim.repertoire import DRAWN, draw_strategies
 from replica.sim.world import Weather
 
 REAL_SIGNATURES_EVERY = 100
+LIVENESS_MS = 300_000
+# Two of so many seeds are about one strategy, and about one malformed field.
+FOCUS_EVERY = 4
 
 LIMITS = Limits(
     checkpoint_interval=4,
@@ -21,6 +27,7 @@ LIMITS = Limits(
     group_entries_max=16,
     group_bytes_max=256 * 1024,
     result_bytes_max=4096,
+    sessions_per_client_max=4,
     session_window=64,
 )
 
@@ -30,7 +37,8 @@ class Scenario:
     """One run. Times in milliseconds.
 
     faulty: the faulty replicas' numbers, at most f. strategies: the names of what each of them does.
-    storm_ms: how long the safety phase takes. partitions, stalls, crashes, disconnects: how many there are in it.
+    storm_ms: how long the safety phase takes. liveness_ms: how long a healed network may take.
+    partitions, stalls, crashes, disconnects: how many there are during the storm.
     """
 
     seed: int
@@ -45,6 +53,7 @@ class Scenario:
     patience_ms: int
     append_ms_max: int
     storm_ms: int
+    liveness_ms: int
     partitions: int
     stalls: int
     crashes: int
@@ -86,7 +95,7 @@ def draw(seed: int) -> Scenario:
         straggle=chance.choice((0.0, 0.01, 0.1)) if bad else 0.0,
         straggle_max=chance.choice((200, 1000)),
     )
-    return Scenario(
+    drawn = Scenario(
         seed=seed,
         f=f,
         ordering=chance.choice((Ordering.TWO_PHASE, Ordering.THREE_PHASE)),
@@ -99,6 +108,7 @@ def draw(seed: int) -> Scenario:
         healed=Weather(delay_min=1, delay_max=chance.choice((4, 8, 8, 40, 200))),
         patience_ms=chance.choice((150, 300, 600)),
         append_ms_max=chance.choice((0, 2, 10)),
+        liveness_ms=LIVENESS_MS,
         storm_ms=chance.choice((4000, 8000, 12000)),
         partitions=chance.choice((0, 0, 1, 3, 8)),
         stalls=chance.choice((0, 0, 1, 4)),
@@ -112,6 +122,41 @@ def draw(seed: int) -> Scenario:
             patience_ms=chance.choice((100, 300)),
         ),
     )
+    return replace(drawn, **_focus(seed))
+
+
+_CHOICES = tuple(f"chosen-references:{kind}" for kind in REFERENCE_KINDS)
+_FOCUS_STRATEGIES = (*(name for name in DRAWN if name != "chosen-references"), *_CHOICES)
+# Views change all the time.
+STORMY = Weather(delay_min=1, delay_max=30, loss=0.3, straggle=0.1)
+
+
+def _focus(seed: int) -> dict[str, Any]:
+    """Give one strategy, or one malformed field, after the other a replica of its own: none is left to chance.
+
+    What is said when views change is said by replica 1, the next primary, and views are made to change.
+    """
+    turn, kind = divmod(seed, FOCUS_EVERY)
+    if kind == 1:
+        name = _FOCUS_STRATEGIES[turn % len(_FOCUS_STRATEGIES)]
+        changes_views = name in _CHOICES or name in {"skipped-change", "vote-after-change"}
+        number = turn % 2
+    elif kind == 3:
+        mutation = tuple(MUTATIONS)[turn % len(MUTATIONS)]
+        name = f"malformed:{mutation}"
+        changes_views = mutation.startswith(("suspect", "view-change", "new-view"))
+        number = 0 if mutation.startswith("pre-prepare") else 1
+    else:
+        return {}
+    focus: dict[str, Any] = {"faulty": (number,), "strategies": ((name,),)}
+    if changes_views:
+        # SUSPECT must come from the puppet, or it is not malformed.
+        company = () if "suspect" in name else ("impatient:30",)
+        focus |= {"f": 1, "faulty": (1,), "strategies": ((*company, name),), "weather": STORMY}
+        focus |= {"patience_ms": 150, "partitions": 6, "storm_ms": 12000}
+    if "commit" in name:
+        focus["ordering"] = Ordering.THREE_PHASE
+    return focus
 
 
 def _fields(limits: Limits) -> dict[str, int]:

@@ -25,6 +25,9 @@ class Strategy:
     name: ClassVar[str] = "none"
     host: "FaultyReplica"
 
+    def __init__(self, argument: str = "") -> None:
+        """Take what stands behind a colon after the name."""
+
     def join(self, host: "FaultyReplica") -> None:
         """Become part of a faulty replica."""
         self.host = host

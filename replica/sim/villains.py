@@ -19,7 +19,7 @@ from replica.sim.messages import Reply, Request
 from replica.sim.setting import Setting
 
 STEP_MS = 60
-HORIZON = 16
+TRICKS = ("open", "two-operations", "unsigned", "one-backup", "again", "flood", "far-ahead", "foreign-session")
 
 
 class FaultyClient:

@@ -21,7 +21,7 @@ kinds of violation
 import hashlib
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from replica.core import events
@@ -55,6 +55,8 @@ class _Life:
 
     executed: int = 0
     looked: int = 0
+    view: int = 0
+    opened: set[int] = field(default_factory=lambda: {0})
 
 
 class Witness:
@@ -63,8 +65,11 @@ class Witness:
     correct: numbers of the correct replicas. bounds: name of a collection -> its largest size.
     """
 
-    def __init__(self, cluster_id: bytes, correct: frozenset[int], oracle: Oracle, bounds: dict[str, int]) -> None:
+    def __init__(
+        self, cluster_id: bytes, n: int, correct: frozenset[int], oracle: Oracle, bounds: dict[str, int]
+    ) -> None:
         self.cluster_id = cluster_id
+        self._n = n
         self.correct = correct
         self.violations: list[Violation] = []
         self.counts = Counter[str]()
@@ -126,8 +131,9 @@ class Witness:
             self.counts["stable"] += 1
             self.state_digest(replica, effect.slot, effect.digest)
         elif isinstance(effect, events.ViewEntered):
-            self.counts["views-entered"] += 1
+            self._entered(replica, effect.view)
         elif isinstance(effect, events.ViewOpened):
+            self._lives[replica].opened.add(effect.view)
             self._openings.add((effect.view, effect.top - effect.base))
         elif isinstance(effect, events.Exposed):
             self.counts[f"exposed-{effect.violation.rule}"] += 1
@@ -140,6 +146,15 @@ class Witness:
             self.violation("forked", f"replica {replica} noticed that log {effect.log} is forked at {effect.index}")
         elif isinstance(effect, events.Halt):
             self.violation("halted", f"replica {replica}: {effect.reason}")
+
+    def _entered(self, replica: int, view: int) -> None:
+        life = self._lives[replica]
+        self.counts["views-entered"] += 1
+        if life.view not in life.opened:
+            self.counts["views-left-unopened"] += 1
+        if (view - 1) % self._n not in self.correct and view % self._n not in self.correct:
+            self.counts["consecutive-faulty-primaries"] += 1
+        life.view = view
 
     def _accuse(self, by: int, log: int, how: str) -> None:
         if log in self.correct:
