@@ -15,6 +15,7 @@ from replica.core.batch import NULL_BATCH
 from replica.core.entries import Commit, NewView, Prepare, PrePrepare, Reference, ViewChange
 from replica.core.envelope import Open
 from replica.core.events import Appended, Fetch
+from replica.core.fetching import Fetcher
 from replica.core.inbox import Arrival, Inbox
 from replica.core.layout import LayoutError, Reader
 from replica.core.patience import Patience
@@ -217,18 +218,16 @@ def patience_never_grows() -> list[Patch]:
 
 
 def missing_never_asked_for() -> list[Patch]:
-    return [(machine.ReplicaCore, "_ask_for_what_is_missing", lambda _: None)]
+    return [(Fetcher, "due", lambda *_: [])]
 
 
 def fetched_from_author_only() -> list[Patch]:
-    right = machine.ReplicaCore._ask_for_what_is_missing
+    right = Fetcher.due
 
-    def ask(core: Any) -> None:
-        before = len(core._effects)
-        right(core)
-        core._effects[before:] = [Fetch(fetch.log, fetch.first, fetch.log) for fetch in core._effects[before:]]
+    def due(fetcher: Any, now_ms: int, inboxes: Any, blind: Any) -> list[Fetch]:
+        return [Fetch(fetch.log, fetch.first, fetch.log) for fetch in right(fetcher, now_ms, inboxes, blind)]
 
-    return [(machine.ReplicaCore, "_ask_for_what_is_missing", ask)]
+    return [(Fetcher, "due", due)]
 
 
 def no_votes_for_the_executed() -> list[Patch]:
