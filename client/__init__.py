@@ -7,6 +7,7 @@ the command. `client.core` holds the rules and does no I/O.
 from client.api import Client
 from client.errors import (
     ClientError,
+    NoReceipt,
     NotExecuted,
     OperationFailed,
     Overloaded,
@@ -15,17 +16,25 @@ from client.errors import (
     Unreachable,
 )
 from client.events import Settings
+from client.receipts import Receipt
 from client.sync import SyncClient
+from client.watch import Change, Position, WatchAhead, WatchGone
 
 __all__ = [
+    "Change",
     "Client",
     "ClientError",
+    "NoReceipt",
     "NotExecuted",
     "OperationFailed",
     "Overloaded",
+    "Position",
+    "Receipt",
     "SessionExpired",
     "Settings",
     "SyncClient",
     "Undecided",
     "Unreachable",
+    "WatchAhead",
+    "WatchGone",
 ]

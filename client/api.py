@@ -10,39 +10,31 @@ known about the operation. Texts are taken as UTF-8, results are bytes.
 """
 
 import asyncio
-import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from client.connection import Timing, printable
+from client.connection import Timing
 from client.driver import Driver
-from client.errors import ClientError, NotExecuted, OperationFailed, SessionExpired, Undecided
+from client.errors import ClientError, NoReceipt, NotExecuted, SessionExpired, Undecided, Unreachable
 from client.events import Settings
-from client.queries import ReplicaStatus, StaleAnswer
+from client.queries import ReplicaStatus, StaleAnswer, number_in
+from client.store import SCAN_PAGE, Bytes, KeyValueCalls, refusal, to_bytes
+from client.watch import Position, Watch
 from replica.apps import kv
 from replica.cluster.clusterfile import ClusterFile, load_cluster_file
 from replica.cluster.keys import ClientKey, load_client_key
 from replica.core.envelope import Result, Status
-from replica.core.layout import LayoutError
+from trustlog.receipts import Outcome, Receipt
+
+__all__ = ["DEADLINE_S", "DEADLINE_S_MAX", "SCAN_PAGE", "Bytes", "Client", "error_of", "load_cluster", "to_bytes"]
 
 DEADLINE_S = 10.0
 DEADLINE_S_MAX = 24 * 3600.0
 CLIENT_FOLDER = "client"
-SCAN_PAGE = 100
 
-Bytes = bytes | str
-_Read = TypeVar("_Read")
-
-
-def to_bytes(value: Bytes) -> bytes:
-    """Return bytes as they are, a text as UTF-8; TypeError for anything else."""
-    if isinstance(value, str):
-        return value.encode()
-    if not isinstance(value, bytes):
-        raise TypeError(f"keys and values are bytes or str, not {type(value).__name__}")
-    return value
+_Value = TypeVar("_Value")
 
 
 def load_cluster(directory: Path | str) -> tuple[ClusterFile, ClientKey]:
@@ -51,7 +43,7 @@ def load_cluster(directory: Path | str) -> tuple[ClusterFile, ClientKey]:
     return load_cluster_file(place), load_client_key(place / CLIENT_FOLDER)
 
 
-class Client:
+class Client(KeyValueCalls):
     """A client of one cluster: an async context manager that connects on entering and disconnects on leaving.
 
     deadline_s is how long each call may take; every call can be given its own.
@@ -101,6 +93,11 @@ class Client:
             await driver.close()
 
     @property
+    def public_key(self) -> bytes:
+        """The key by which replicas know this client, 65 bytes."""
+        return self._key.public_key
+
+    @property
     def driver(self) -> Driver:
         """The shell beneath, for statistics; RuntimeError when the client is not open."""
         if self._driver is None:
@@ -130,6 +127,26 @@ class Client:
             raise error_of(result)
         return result.value
 
+    async def with_receipt(
+        self, call: Callable[[KeyValueCalls], Awaitable[_Value]], *, deadline_s: float | None = None
+    ) -> tuple[_Value, Receipt]:
+        """Make one call, and get what it returns with a receipt of its operation (`client.receipts`).
+
+            replaced, receipt = await client.with_receipt(lambda calls: calls.put("greeting", "hello"))
+
+        NoReceipt if it was executed and f+1 replicas do not show it in time. ValueError unless it is one operation.
+        """
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + self._deadline(deadline_s)
+        calls = OneOperation(self, ends)
+        value = await call(calls)
+        if calls.outcome is None:
+            raise ValueError("a receipt is of one ordered operation, and there was none")
+        try:
+            return value, await self.driver.receipt(calls.outcome, max(ends - loop.time(), 0.001))
+        except Undecided as error:
+            raise NoReceipt(f"the operation was executed; {error}", value) from error
+
     async def stale(self, operation: bytes, *, deadline_s: float | None = None) -> StaleAnswer:
         """Run a reading operation outside the order, at f+1 replicas that must answer alike: perhaps old."""
         return await self.driver.stale(operation, self._deadline(deadline_s))
@@ -138,68 +155,32 @@ class Client:
         """Ask every replica for its own report; unreachable ones are in the list and say why."""
         return await self.driver.status(self._deadline(deadline_s))
 
-    # The key-value store.
+    def watch(
+        self, prefix: Bytes = b"", *, after: Position | None = None, deadline_s: float | None = None
+    ) -> "Watching":
+        """Watch the keys with a prefix: `async with client.watch("user/") as changes`, then `async for`.
 
-    async def put(self, key: Bytes, value: Bytes, *, deadline_s: float | None = None) -> bool:
-        """Set a key; say whether it had a value before."""
-        operation = kv.put(to_bytes(key), to_bytes(value))
-        return _read(kv.read_flag, await self.execute(operation, deadline_s=deadline_s))
+        after: where to resume; without it, what changes from now on. deadline_s is for the beginning. See client.watch.
+        """
+        return Watching(self, to_bytes(prefix), after, self._deadline(deadline_s))
 
-    async def get(self, key: Bytes, *, deadline_s: float | None = None) -> bytes | None:
-        """Return a key's value, None if it has none; linearizable."""
-        return _read(kv.read_value, await self.execute(kv.get(to_bytes(key)), deadline_s=deadline_s))
+    async def slot(self, *, deadline_s: float | None = None) -> int:
+        """Return a slot that is executed now, for a watch that begins after it: it sees all that is done from now on.
 
-    async def stale_get(self, key: Bytes, *, deadline_s: float | None = None) -> bytes | None:
-        """Return a value that f+1 replicas hold; perhaps not the latest, because nothing was ordered."""
-        answer = await self.stale(kv.get(to_bytes(key)), deadline_s=deadline_s)
-        if answer.status is not Status.OK:
-            raise OperationFailed(_refusal(answer.value))
-        return _read(kv.read_value, answer.value)
-
-    async def delete(self, key: Bytes, *, deadline_s: float | None = None) -> bool:
-        """Remove a key; say whether it had a value."""
-        operation = kv.delete(to_bytes(key))
-        return _read(kv.read_flag, await self.execute(operation, deadline_s=deadline_s))
-
-    async def cas(
-        self, key: Bytes, expected: Bytes | None, new: Bytes, *, deadline_s: float | None = None
-    ) -> kv.CasResult:
-        """Set a key if its value is the expected one (None: if it has none); say whether, else what it is."""
-        wanted = None if expected is None else to_bytes(expected)
-        operation = kv.cas(to_bytes(key), wanted, to_bytes(new))
-        return _read(kv.read_cas, await self.execute(operation, deadline_s=deadline_s))
-
-    async def incr(self, key: Bytes, amount: int = 1, *, deadline_s: float | None = None) -> int:
-        """Add to the decimal number at a key (absent: 0) and return the sum."""
-        if not isinstance(amount, int):
-            raise TypeError(f"the amount is an int, not {type(amount).__name__}")
-        operation = kv.incr(to_bytes(key), amount)
-        return _read(kv.read_number, await self.execute(operation, deadline_s=deadline_s))
-
-    async def scan_page(
-        self,
-        prefix: Bytes = b"",
-        *,
-        limit: int = SCAN_PAGE,
-        after: Bytes = b"",
-        deadline_s: float | None = None,
-    ) -> kv.ScanResult:
-        """Return up to `limit` keys with a prefix and their values in byte order, from above `after` on."""
-        operation = kv.scan(to_bytes(prefix), limit, to_bytes(after))
-        return _read(kv.read_scan, await self.execute(operation, deadline_s=deadline_s))
-
-    async def scan(
-        self, prefix: Bytes = b"", *, page: int = SCAN_PAGE, deadline_s: float | None = None
-    ) -> AsyncIterator[tuple[bytes, bytes]]:
-        """Yield all keys with a prefix and their values, page by page; each page is one linearizable read."""
-        after = b""
-        while True:
-            found = await self.scan_page(prefix, limit=page, after=after, deadline_s=deadline_s)
-            for key, value in found.items:
-                yield key, value
-            if not found.more or not found.items:
-                return
-            after = found.items[-1][0]
+        With the key-value store it is the slot of an operation ordered for it, so what was done before is not seen.
+        With another application f+1 replicas have reached it, as they say; what was done just now may be seen.
+        """
+        genesis = self.cluster.genesis
+        if genesis.application != kv.APPLICATION:
+            found = [one.report for one in await self.status(deadline_s=deadline_s) if one.report]
+            slots = sorted((number_in(report, "executed") for report in found), reverse=True)
+            if len(slots) < genesis.quorum:
+                raise Unreachable(f"{len(slots)} replicas say what they executed, {genesis.quorum} are needed")
+            return slots[genesis.f]
+        result = await self.submit(kv.get(b"slot"), deadline_s=deadline_s)
+        if result.status not in {Status.OK, Status.TOO_LARGE}:
+            raise error_of(result)
+        return result.slot
 
     def _deadline(self, deadline_s: float | None) -> float:
         if deadline_s is None:
@@ -208,10 +189,66 @@ class Client:
         return deadline_s
 
 
+class Watching:
+    """The way into a watch: finds where it begins, then enters it."""
+
+    def __init__(self, client: Client, prefix: bytes, after: Position | None, deadline_s: float) -> None:
+        self._client, self._prefix, self._after, self._deadline_s = client, prefix, after, deadline_s
+        self._watch: Watch | None = None
+
+    async def __aenter__(self) -> Watch:
+        """Return the watch when f+1 replicas tell what changes; ClientError if they do not within the deadline."""
+        after = self._after
+        if after is None:
+            after = Position(await self._client.slot(deadline_s=self._deadline_s))
+        self._watch = Watch(self._client.driver, self._prefix, after, self._deadline_s)
+        return await self._watch.__aenter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._watch is not None:
+            await self._watch.close()
+
+
+class OneOperation(KeyValueCalls):
+    """The calls for one operation of which a receipt is wanted; `outcome` says how it ended. ends: the loop's time."""
+
+    def __init__(self, client: Client, ends: float) -> None:
+        self.outcome: Outcome | None = None
+        self._client, self._ends = client, ends
+        self._is_used = False
+
+    async def execute(self, operation: bytes, *, deadline_s: float | None = None) -> bytes:
+        """Run the operation; ValueError for a second one."""
+        if self._is_used:
+            raise ValueError("a receipt is of one operation, and this call makes another one")
+        self._is_used = True
+        while True:
+            done = await self._client.driver.execute(operation, self._deadline(deadline_s))
+            if done.result.status is not Status.TOO_LARGE:  # see Client.execute
+                break
+        if done.result.status is not Status.OK:
+            raise error_of(done.result)
+        self.outcome = done.outcome(self._client.public_key, operation)
+        return done.result.value
+
+    async def stale(self, operation: bytes, *, deadline_s: float | None = None) -> StaleAnswer:  # noqa: ARG002
+        """Refuse: what nobody ordered has no receipt."""
+        raise ValueError("there is no receipt of what was not ordered")
+
+    def _deadline(self, deadline_s: float | None) -> float:
+        left = max(self._ends - asyncio.get_running_loop().time(), 0.0)
+        return left if deadline_s is None else min(left, deadline_s)
+
+
 def error_of(result: Result) -> ClientError:
     """Return the exception for a result that f+1 replicas gave and that is not OK."""
     if result.status is Status.ERROR:
-        return OperationFailed(_refusal(result.value))
+        return refusal(result.value)
     if result.status is Status.EXPIRED:
         return SessionExpired(
             "session expired: outcome unknown. The cluster has dropped this client's session (it keeps a "
@@ -225,20 +262,6 @@ def error_of(result: Result) -> ClientError:
         "outcome unknown: the cluster no longer keeps the result of this operation; read what there is, then "
         "decide whether to repeat"
     )
-
-
-def _refusal(value: bytes) -> str:
-    return f"the application refused the operation: {printable(value.decode(errors='replace'))}"
-
-
-def _read(reader: Callable[[bytes], _Read], value: bytes) -> _Read:
-    try:
-        return reader(value)
-    except (LayoutError, struct.error) as error:
-        raise OperationFailed(
-            f"the result is not one of the key-value store ({error}); if this cluster runs another "
-            "application, use execute"
-        ) from error
 
 
 def _check_deadline(deadline_s: float) -> None:

@@ -3,6 +3,7 @@
 python -m client.bench --runs 5 --ordering two-phase -o json
 """
 
+import asyncio
 import contextlib
 import json
 import subprocess
@@ -15,9 +16,10 @@ from typing import IO, NoReturn
 import click
 
 from client.api import Client
-from client.cli.bench_command import measured, plan_options, report_of, show
+from client.cli.bench_command import local_pids, measured, plan_of, plan_options
+from client.cli.bench_report import report_of, show
 from client.cli.running import Target, example
-from client.measure import Level, Plan
+from client.measure import Level
 from client.queries import ReplicaStatus
 from client.surroundings import MEMORY_FILE_SYSTEMS, describe, file_system_of
 from trustlog.cli.contract import CommandError, Output, output_option, run
@@ -25,6 +27,7 @@ from trustlog.cli.contract import CommandError, Output, output_option, run
 START_S = 30.0
 STOP_S = 10.0
 DEADLINE_S = 30.0
+POLL_S = 0.05
 LOG_SHOWN_BYTES = 2000
 
 
@@ -32,13 +35,16 @@ LOG_SHOWN_BYTES = 2000
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=example(
-        "python -m client.bench --runs 5 --ordering two-phase", 'make bench BENCH="--concurrency 200 -o json"'
+        "python -m client.bench --runs 5 --ordering two-phase",
+        'make bench BENCH="--concurrency 200 -o json"',
+        'make bench BENCH="--rate 5000 --plot latency.svg"',
     ),
 )
 @plan_options
 @click.option("--f", "faults", type=click.IntRange(1, 10), default=1, show_default=True, help="2f+1 replicas.")
 @click.option("--ordering", type=click.Choice(["three-phase", "two-phase"]), default="three-phase", show_default=True)
 @click.option("--durability", type=click.Choice(["disk", "memory"]), default="disk", show_default=True)
+@click.option("--log-backend", type=click.Choice(["process", "software"]), default="process", show_default=True)
 @click.option(
     "--dir",
     "parent",
@@ -51,36 +57,51 @@ def cli(
     runs: int,
     seconds: float,
     levels: Sequence[int],
+    rates: Sequence[float],
+    value_sizes: Sequence[int],
+    clients: int,
+    plot: IO[str] | None,
     faults: int,
     ordering: str,
     durability: str,
+    log_backend: str,
     parent: Path | None,
     output: Output,
 ) -> None:
-    """Measure a cluster of its own on this machine: puts of 16-byte keys and 100-byte values, closed loop."""
-    plan = Plan(tuple(levels), runs, seconds)
+    """Measure a cluster of its own on this machine by puts of 16-byte keys, in a closed or an open loop."""
+    plan = plan_of(runs, seconds, levels, rates, value_sizes)
     before = describe()
     with tempfile.TemporaryDirectory(prefix="trustlog-bench-", dir=parent) as place:
         directory = Path(place) / "cluster"
-        initialise(directory, faults, ordering)
+        initialise(directory, faults, ordering, log_backend)
         with started(directory, faults, durability) as pids:
 
             async def work(client: Client) -> tuple[list[Level], list[ReplicaStatus]]:
                 await client.put("ready", "yes", deadline_s=START_S)
-                return await measured(client, plan, pids), await client.status()
+                await all_up(client)
+                here = local_pids(await client.status())
+                processes = {**pids, **here}
+                return await measured(client, clients, plan, processes, DEADLINE_S), await client.status()
 
             result, found = Target(directory, DEADLINE_S).run(work)
         file_system = file_system_of(directory)
-    cluster = {**report_of(found, ordering), "file_system": file_system}
+    cluster = {**report_of(found, ordering, clients), "log_backend": log_backend, "file_system": file_system}
     if file_system in MEMORY_FILE_SYSTEMS and durability == "disk":
         click.echo(f"note: the files lay in memory ({file_system}); name a disk with --dir", err=True)
-    show(output, result, cluster, {**before, "load_average_after": describe()["load_average"]})
+    show(output, result, cluster, {**before, "load_average_after": describe()["load_average"]}, plot)
 
 
-def initialise(directory: Path, faults: int, ordering: str) -> None:
+async def all_up(client: Client) -> None:
+    """Wait until no replica is starting any more: f + 1 of them serve already before."""
+    async with asyncio.timeout(START_S):
+        while not all(replica.reachable for replica in await client.status()):  # noqa: ASYNC110 - processes set no event
+            await asyncio.sleep(POLL_S)
+
+
+def initialise(directory: Path, faults: int, ordering: str, log_backend: str = "process") -> None:
     """Make a cluster directory with free ports, by the command that users have."""
     command = [sys.executable, "-m", "replica.cli.main", "init", str(directory), "-o", "json"]
-    command += ["--f", str(faults), "--base-port", "0", "--ordering", ordering]
+    command += ["--f", str(faults), "--base-port", "0", "--ordering", ordering, "--log-backend", log_backend]
     done = subprocess.run(command, capture_output=True, text=True, timeout=START_S, check=False)  # noqa: S603
     if done.returncode != 0:
         raise CommandError(f"trustlog-replica init failed: {_error_in(done.stdout) or done.stderr.strip()}")
@@ -97,7 +118,7 @@ def started(directory: Path, faults: int, durability: str) -> Iterator[dict[str,
             command = [sys.executable, "-m", "replica.cli.main", "run", str(home)]
             command += ["--durability", durability]
             child = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)  # noqa: S603
-            stack.callback(_stop, child)
+            stack.callback(stop_child, child)
             children.append(child)
         try:
             yield {f"replica {number}": child.pid for number, child in enumerate(children)}
@@ -105,7 +126,8 @@ def started(directory: Path, faults: int, durability: str) -> Iterator[dict[str,
             raise _explained(error, children, directory) from error
 
 
-def _stop(child: "subprocess.Popen[bytes]") -> None:
+def stop_child(child: "subprocess.Popen[bytes]") -> None:
+    """End a replica, gently first."""
     child.terminate()
     try:
         child.wait(STOP_S)

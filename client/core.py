@@ -22,7 +22,7 @@ outcome of operations in it is unknown.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from client.events import (
     AskReports,
@@ -266,11 +266,13 @@ class ClientCore:
             raise TypeError("a reply changed its kind")
         self._finish(pending)
         results = reply.results
+        numbers: Sequence[int] = range(pending.first, pending.first + len(results))
         if any(result.status is Status.EXPIRED for result in results):
             self._lose_session(pending.session)
         if pending.failed:
             results = tuple([result for index, result in enumerate(results) if index not in pending.failed])
-        self._effects.append(Complete(pending.waiting(), results))
+            numbers = [number for index, number in enumerate(numbers) if index not in pending.failed]
+        self._effects.append(Complete(pending.waiting(), results, pending.session, numbers))
 
     def _on_open_reply(self, replica: int, raw: bytes) -> None:
         opening = self._opening

@@ -13,21 +13,30 @@ from client.core import ClientCore
 from client.errors import ClientError, NotExecuted, Overloaded, Undecided, Unreachable
 from client.events import AskReports, Complete, Effect, Fail, Failure, Send, Settings, WakeAt
 from client.queries import Queries, ReplicaStatus, StaleAnswer, StaleRound, number_in, read_report
+from client.receipts import Addressed, ReceiptRound
+from client.watch import Watch
 from replica.cluster.clusterfile import ClusterFile
+from replica.cluster.identities import members_of
 from replica.cluster.keys import ClientKey
-from replica.core.envelope import OPEN_NONCE_SIZE, Result
+from replica.core.envelope import OPEN_NONCE_SIZE, Result, SessionId
 from replica.core.layout import LayoutError
 from replica.wire.messages import (
+    RECEIPT_VERSION,
+    AskReceipt,
+    Changes,
     Message,
     Notice,
+    ReceiptShown,
     Reply,
     Request,
     StaleRead,
     StaleResult,
     StatusQuery,
     StatusReport,
+    WatchEnded,
     encode_frame,
 )
+from trustlog.receipts import Outcome, Receipt
 
 CORE_QUERY = 0  # the query number of reports that the core asked for
 STALE_ROUND_S = 0.05
@@ -60,6 +69,12 @@ class Driver:
         chosen = Timing() if timing is None else timing
         self.links = [ReplicaLink(cluster, place, key, self, chosen) for place in cluster.replicas]
         self.queries = Queries()
+        self._members = members_of(cluster.genesis)
+        self.n, self.quorum = cluster.genesis.n, cluster.genesis.quorum
+        self.watches: dict[Watch, None] = {}
+        self.watch_queries: dict[int, Watch] = {}
+        self._last_watch_query = 0
+        self._addressed: dict[_Outcome, tuple[SessionId, int] | None] = {}  # of whom the address is wanted
         self._tasks: list[asyncio.Task[None]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._flush_scheduled = False
@@ -84,6 +99,8 @@ class Driver:
     async def close(self) -> None:
         """Give up what waits and end the connections."""
         self._closed = True
+        for watch in list(self.watches):
+            await watch.close()
         self._perform(self.core.close())
         if self._timer is not None:
             self._timer.cancel()
@@ -109,6 +126,26 @@ class Driver:
         self._flush_soon()
         return outcome
 
+    async def execute(self, operation: bytes, deadline_s: float) -> Addressed:
+        """Run an operation and return its result with the session and number that it had."""
+        outcome = self.submit(operation, deadline_s)
+        self._addressed[outcome] = None
+        try:
+            result = await outcome
+            return Addressed(result, *cast("tuple[SessionId, int]", self._addressed[outcome]))
+        finally:
+            del self._addressed[outcome]
+
+    def _complete(self, done: Complete) -> None:
+        outcomes = cast("list[_Outcome]", done.tickets)
+        if self._addressed:
+            for outcome, number in zip(outcomes, done.numbers, strict=True):
+                if outcome in self._addressed:
+                    self._addressed[outcome] = (done.session, number)
+        for outcome, result in zip(outcomes, done.results, strict=True):
+            if not outcome.done():
+                outcome.set_result(result)
+
     def _flush_soon(self) -> None:
         if not self._flush_scheduled and not self._closed:
             self._flush_scheduled = True
@@ -130,9 +167,7 @@ class Driver:
     def _perform(self, effects: list[Effect]) -> None:
         for effect in effects:
             if isinstance(effect, Complete):
-                for outcome, result in zip(cast("list[_Outcome]", effect.tickets), effect.results, strict=True):
-                    if not outcome.done():
-                        outcome.set_result(result)
+                self._complete(effect)
             elif isinstance(effect, Send):
                 frame = encode_frame(Request(effect.envelope))
                 for replica in effect.replicas:
@@ -161,11 +196,15 @@ class Driver:
     def link_up(self, number: int, executed: int, view: int) -> None:
         """See LinkOwner."""
         self._perform(self.core.on_connected(number, executed, view))
+        for watch in list(self.watches):
+            watch.connected(number)
         self._flush_soon()
 
     def link_down(self, number: int, problem: str) -> None:  # noqa: ARG002 - the link keeps it
         """See LinkOwner."""
         self._perform(self.core.on_disconnected(number))
+        for watch in list(self.watches):
+            watch.disconnected(number)
         self._flush_soon()
 
     def link_message(self, number: int, message: Message) -> None:
@@ -181,6 +220,12 @@ class Driver:
             self.queries.on_stale(number, message)
         elif isinstance(message, StatusReport):
             self._on_report(number, message)
+        elif isinstance(message, ReceiptShown):
+            self.queries.on_receipt(number, message)
+        elif isinstance(message, Changes | WatchEnded):
+            watch = self.watch_queries.get(message.query)
+            if watch is not None:
+                watch.on_message(number, message)
         elif isinstance(message, Notice):
             self.core.on_notice(number, message.code, message.text)
         else:
@@ -194,6 +239,11 @@ class Driver:
             self._flush_soon()
         if message.query != CORE_QUERY:
             self.queries.on_report(message, report)
+
+    def next_query(self) -> int:
+        """Return a number for a watch at one replica."""
+        self._last_watch_query += 1
+        return self._last_watch_query
 
     # Questions outside the order.
 
@@ -215,6 +265,25 @@ class Driver:
             finally:
                 del self.queries.stale[query]
             round_s = min(2 * round_s, STALE_ROUND_S_MAX)
+
+    async def receipt(self, said: Outcome, deadline_s: float) -> Receipt:
+        """Ask the replicas for their RESULTs, again until f+1 alike are verified; Undecided says why there is none."""
+        query, waiting = self.queries.next(), ReceiptRound(self._members, said)
+        self.queries.receipts[query] = waiting
+        frame = encode_frame(AskReceipt(RECEIPT_VERSION, query, said.slot, said.leaf))
+        try:
+            async with asyncio.timeout(deadline_s):
+                while waiting.receipt is None:
+                    for replica in waiting.to_ask(self._loop.time(), self.core.connected):
+                        self.links[replica].send_frame(frame)
+                    if waiting.is_hopeless:
+                        raise Undecided(f"no receipt: {waiting.reasons()}")
+                    await waiting.news()
+        except TimeoutError:
+            raise Undecided(f"no receipt within the deadline: {waiting.reasons()}. {self.describe_links()}") from None
+        finally:
+            del self.queries.receipts[query]
+        return waiting.receipt
 
     async def status(self, deadline_s: float) -> list[ReplicaStatus]:
         """Ask every replica for its own report; an unreachable one is in the list too, and says why."""

@@ -8,7 +8,14 @@ class ClientError(Exception):
 
 
 class OperationFailed(ClientError):
-    """The operation was ordered, and the application refused it: it changed nothing, at every replica."""
+    """The operation was ordered, and the application refused it: it changed nothing, at every replica.
+
+    `reason` is the application's own text, made printable.
+    """
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason or message
 
 
 class NotExecuted(ClientError):
@@ -25,6 +32,17 @@ class Overloaded(NotExecuted):
 
 class Undecided(ClientError):
     """The deadline passed before f+1 replicas agreed. The outcome is unknown: executed, or not, or later."""
+
+
+class NoReceipt(ClientError):
+    """The operation was executed, and there is no receipt of it: too few replicas showed theirs.
+
+    `value` is what the call would have returned.
+    """
+
+    def __init__(self, message: str, value: object) -> None:
+        super().__init__(message)
+        self.value = value
 
 
 class SessionExpired(Undecided):

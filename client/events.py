@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from replica.core.envelope import Result
+from replica.core.envelope import Result, SessionId
 
 # A ticket is whatever the shell hands in with an operation and gets back with its outcome, such as a future.
 Ticket = object
@@ -50,10 +50,12 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Complete:
-    """f+1 replicas agree on these results, one per ticket in the same order."""
+    """f+1 replicas agree on these results, one per ticket in the same order, as are the numbers in the session."""
 
     tickets: Sequence[Ticket]
     results: Sequence[Result]
+    session: SessionId
+    numbers: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)

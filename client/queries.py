@@ -12,8 +12,9 @@ from typing import Any
 
 from client.connection import printable
 from client.errors import Overloaded
+from client.receipts import ReceiptRound
 from replica.core.envelope import Status
-from replica.wire.messages import StaleResult, StatusReport
+from replica.wire.messages import ReceiptShown, StaleResult, StatusReport
 
 ROUNDS_MAX = 1024
 REPORT_BYTES_MAX = 64 * 1024
@@ -70,11 +71,12 @@ class Queries:
         self._last = 0
         self.stale: dict[int, StaleRound] = {}
         self.reports: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self.receipts: dict[int, ReceiptRound] = {}
 
     def next(self) -> int:
         """Return a number for a new question; Overloaded if too many wait."""
-        if len(self.stale) + len(self.reports) >= ROUNDS_MAX:
-            raise Overloaded(f"{ROUNDS_MAX} stale reads and status questions wait already; ask for less at once")
+        if len(self.stale) + len(self.reports) + len(self.receipts) >= ROUNDS_MAX:
+            raise Overloaded(f"{ROUNDS_MAX} stale reads, status questions and receipts wait; ask for less at once")
         self._last += 1
         return self._last
 
@@ -89,6 +91,12 @@ class Queries:
         waiting = self.reports.get(message.query)
         if waiting is not None and not waiting.done():
             waiting.set_result(report)
+
+    def on_receipt(self, replica: int, message: ReceiptShown) -> None:
+        """Take what a replica shows for a receipt; one that nobody waits for is dropped."""
+        waiting = self.receipts.get(message.query)
+        if waiting is not None:
+            waiting.on_shown(replica, message, asyncio.get_running_loop().time())
 
 
 def read_report(raw: bytes) -> dict[str, Any]:

@@ -29,12 +29,15 @@ class Context:
     time_ms: milliseconds since 1970 as the proposer claims, never going back; advisory: a faulty proposer can set it to
         anything later, for ever.
     client: the 65-byte public key that signed the request.
+    ordered: False if nobody ordered the operation, which a client then wants to know the result of at one replica: what
+        it writes is taken back. An application may refuse there what costs much.
     """
 
     state: BucketedMap
     slot: int = 0
     time_ms: int = 0
     client: bytes = b""
+    ordered: bool = True
 
 
 class Application(Protocol):

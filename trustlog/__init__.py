@@ -1,11 +1,11 @@
 """An attested append-only log (A2M, SOSP 2007): the small part of a replica that must not lie.
 
 ``create``, ``open_log`` and ``in_memory`` make an ``AttestedLog``; ``verify_append``, ``verify_lookup``,
-``verify_end`` and ``verify_truncate`` check what one said, with nothing but its public key. The README of
-this package says what may be concluded from it, and what each backend withstands.
+``verify_end``, ``verify_truncate`` and ``verify_quote`` check what one said, with nothing but its public
+key. The README of this package says what may be concluded from it, and what each backend withstands.
 """
 
-from trustlog.errors import MisuseError, SealedStateError, TrustLogError, VerificationError
+from trustlog.errors import LogInUseError, MisuseError, SealedStateError, TrustLogError, VerificationError
 from trustlog.hashing import HASH_SIZE, chain, entry_digest, fold, genesis_head, log_id
 from trustlog.log import AttestedLog, Group, LogState, StateStore
 from trustlog.software import create, in_memory, open_log
@@ -15,15 +15,20 @@ from trustlog.statements import (
     END_SIZE,
     LOOKUP_SIZE,
     NONCE_SIZE,
+    QUOTE_SIZE,
+    TPM_PINS_SIZE,
     TRUNCATE_SIZE,
     AppendStatement,
     BackendKind,
     EndStatement,
     LookupStatement,
     Outcome,
+    QuoteStatement,
     TruncateStatement,
+    is_epoch_mark,
 )
 from trustlog.verification import (
+    ATTESTATION_SIZE_MAX,
     GROUP_ENTRIES_MAX,
     PUBLIC_KEY_SIZE,
     SIGNATURE_SIZE,
@@ -31,9 +36,12 @@ from trustlog.verification import (
     LogIdentity,
     VerifyingKey,
     find_contradiction,
+    heads_of,
+    initial_head,
     verify_append,
     verify_end,
     verify_lookup,
+    verify_quote,
     verify_signature,
     verify_truncate,
 )
@@ -42,6 +50,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "APPEND_SIZE",
+    "ATTESTATION_SIZE_MAX",
     "CONTEXT_SIZE",
     "END_SIZE",
     "GROUP_ENTRIES_MAX",
@@ -49,7 +58,9 @@ __all__ = [
     "LOOKUP_SIZE",
     "NONCE_SIZE",
     "PUBLIC_KEY_SIZE",
+    "QUOTE_SIZE",
     "SIGNATURE_SIZE",
+    "TPM_PINS_SIZE",
     "TRUNCATE_SIZE",
     "AppendStatement",
     "Attestation",
@@ -58,10 +69,12 @@ __all__ = [
     "EndStatement",
     "Group",
     "LogIdentity",
+    "LogInUseError",
     "LogState",
     "LookupStatement",
     "MisuseError",
     "Outcome",
+    "QuoteStatement",
     "SealedStateError",
     "StateStore",
     "TruncateStatement",
@@ -74,12 +87,16 @@ __all__ = [
     "find_contradiction",
     "fold",
     "genesis_head",
+    "heads_of",
     "in_memory",
+    "initial_head",
+    "is_epoch_mark",
     "log_id",
     "open_log",
     "verify_append",
     "verify_end",
     "verify_lookup",
+    "verify_quote",
     "verify_signature",
     "verify_truncate",
 ]

@@ -16,7 +16,7 @@ class VerificationError(TrustLogError):
     ``wrong-log``, ``wrong-kind`` (backend that the policy does not count), ``wrong-epoch``,
     ``wrong-context``, ``wrong-count`` (digests do not match the group's bounds), ``wrong-range`` (another
     index than asked), ``wrong-head`` (digests do not lead to the attested head), ``wrong-nonce``,
-    ``bad-signature``.
+    ``bad-signature``; of receipts ``wrong-path``, ``wrong-payload``, ``wrong-cluster``, ``too-few``.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -30,3 +30,7 @@ class SealedStateError(TrustLogError):
 
 class MisuseError(TrustLogError):
     """The caller's own mistake; nothing was changed, and the text says what to do instead."""
+
+
+class LogInUseError(MisuseError):
+    """Another process has the log open."""

@@ -20,6 +20,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from trustlog.errors import MisuseError, SealedStateError, VerificationError
 from trustlog.hashing import HASH_SIZE, fold, genesis_head
+from trustlog.keys import SIGNATURE_ALGORITHM, VerifyingKey
+from trustlog.measurement import own_measurement
 from trustlog.statements import (
     CONTEXT_SIZE,
     NONCE_SIZE,
@@ -30,19 +32,19 @@ from trustlog.statements import (
     EndStatement,
     LookupStatement,
     Outcome,
+    QuoteStatement,
     TruncateStatement,
     lookup_outcome,
 )
 from trustlog.verification import (
     GROUP_ENTRIES_MAX,
-    SIGNATURE_ALGORITHM,
     Attestation,
     LogIdentity,
-    VerifyingKey,
     verify_append,
 )
 
 Group = tuple[Attestation, Sequence[bytes]]
+Statement = AppendStatement | LookupStatement | EndStatement | TruncateStatement | QuoteStatement
 
 
 class StateStore(Protocol):
@@ -136,6 +138,8 @@ class AttestedLog:
         """Take over ``state``, which ``store`` holds; SealedStateError if it cannot be this key's."""
         if not isinstance(private_key.curve, ec.SECP256R1):
             raise MisuseError("an attested log needs a P-256 key; make one with ec.generate_private_key(SECP256R1())")
+        # Whoever read the key has asked for it before; here it only counts for keys that came another way.
+        self._measurement = own_measurement(kind)
         self._private_key = private_key
         self._kind = kind
         key = VerifyingKey.from_bytes(public_key_bytes(private_key))
@@ -162,6 +166,11 @@ class AttestedLog:
     def kind(self) -> BackendKind:
         """What keeps the key; stands in every statement."""
         return self._kind
+
+    @property
+    def measurement(self) -> bytes:
+        """The measurement (32 bytes) of the trusted part that holds the key, see trustlog.measurement."""
+        return self._measurement
 
     @property
     def durability(self) -> Literal["disk", "memory"]:
@@ -249,6 +258,15 @@ class AttestedLog:
             header = (self._kind, context, self.log_id, state.epoch)
             return self._sign(EndStatement(*header, nonce, state.low, state.last, state.head))
 
+    def quote(self, *, nonce: bytes, context: bytes) -> Attestation:
+        """Attest QUOTE: which program holds this key, with the asker's nonce. Signed by the log's own key."""
+        _check_size("nonce", nonce, NONCE_SIZE)
+        _check_size("context", context, CONTEXT_SIZE)
+        with self._lock:
+            self._check_running()
+            header = (self._kind, context, self.log_id, self._state.epoch)
+            return self._sign(QuoteStatement(*header, nonce, self._measurement, self.public_key))
+
     def truncate(self, index: int, *, context: bytes) -> Attestation:
         """Forget what is below ``index`` (low ≤ index ≤ last + 1) for ever; attests TRUNCATE once durable."""
         _check_size("context", context, CONTEXT_SIZE)
@@ -308,7 +326,7 @@ class AttestedLog:
         if self._stopped is not None:
             raise MisuseError(self._stopped)
 
-    def _sign(self, statement: AppendStatement | LookupStatement | EndStatement | TruncateStatement) -> Attestation:
+    def _sign(self, statement: Statement) -> Attestation:
         data = statement.encode()
         r, s = decode_dss_signature(self._private_key.sign(data, SIGNATURE_ALGORITHM))
         return Attestation(data, r.to_bytes(32, "big") + s.to_bytes(32, "big"))

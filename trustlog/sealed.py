@@ -38,7 +38,7 @@ from typing import Self
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from trustlog.errors import MisuseError, SealedStateError
+from trustlog.errors import LogInUseError, MisuseError, SealedStateError
 
 SECTOR_SIZE = 512
 SECTORS = 256
@@ -94,14 +94,24 @@ class Files:
             os.close(fd)
 
 
+class UnsyncedFiles(Files):
+    """Forces nothing to disk, so a power cut forgets what was said: for experiments only."""
+
+    def sync(self, fd: int) -> None:
+        """Leave it to the operating system."""
+
+    def sync_directory(self, directory: Path) -> None:
+        """Leave it to the operating system."""
+
+
 def lock_directory(directory: Path) -> int:
-    """Lock a log's directory: returns the descriptor that holds the lock. MisuseError if it is taken."""
+    """Lock a log's directory: returns the descriptor that holds the lock. LogInUseError if it is taken."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(fd)
-        raise MisuseError(
+        raise LogInUseError(
             f"{directory} is in use by another process: one log has one owner; stop that process first"
         ) from error
     return fd

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from trustlog.errors import MisuseError, SealedStateError
 from trustlog.hashing import log_id
 from trustlog.log import AttestedLog, LogState, public_key_bytes
+from trustlog.measurement import own_measurement
 from trustlog.sealed import SEAL_KEY_SIZE, Files, SealedJournal, lock_directory, write_new
 from trustlog.statements import BackendKind
 
@@ -29,6 +30,7 @@ STATE_FILE = "log.state"
 KEY_FILE = "seal.key"
 PUBLIC_KEY_FILE = "log.pub"
 
+_SERVE = "; its own program opens it: trustlog serve"
 _NEW_IDENTITY = "Without it this log cannot go on, and a new log is a new identity"
 _RESTORE_KEY = f"restore the missing file from a copy. {_NEW_IDENTITY}"
 _RESTORE_STATE = (
@@ -44,6 +46,7 @@ def create(directory: Path, *, kind: BackendKind = BackendKind.SOFTWARE, files: 
     stronger one. MisuseError if the directory exists, OSError if it cannot be written.
     """
     files = files or Files()
+    own_measurement(kind)  # before there is a key
     try:
         directory.mkdir(mode=0o700)
     except FileExistsError as error:
@@ -71,6 +74,7 @@ def open_log(directory: Path, *, kind: BackendKind = BackendKind.SOFTWARE, files
     SealedStateError: any damage. OSError: unreadable.
     """
     files = files or Files()
+    own_measurement(kind)  # before the key is read
     with ExitStack() as stack:
         try:
             stack.callback(os.close, lock_directory(directory))
@@ -138,7 +142,7 @@ def _unpack_identity(directory: Path, kind: BackendKind, identity: bytes) -> ec.
     if identity[0] != kind:
         raise MisuseError(
             f"the log in {directory} was created for the {BackendKind(identity[0]).name.lower()} backend "
-            f"and cannot be opened as {kind.name.lower()}"
+            f"and cannot be opened as {kind.name.lower()}{_SERVE if identity[0] == BackendKind.PROCESS else ''}"
         )
     return ec.derive_private_key(int.from_bytes(identity[1:], "big"), ec.SECP256R1())
 

@@ -1,4 +1,4 @@
-"""What a trusted log signs: four fixed byte layouts. No field has a variable length; integers are big-endian.
+"""What a trusted log signs: five fixed byte layouts. No field has a variable length; integers are big-endian.
 
 Every statement begins with the same header (90 bytes):
 
@@ -37,7 +37,16 @@ and goes on with
         98    8 last
        106   32 head        the head at last
 
-The tag "trustlog/quote" is reserved for the statement of remote attestation.
+    QUOTE     tag "trustlog/quote"      219 bytes   which program holds this key (remote attestation, RFC 9334)
+        90   32 nonce       the verifier's
+       122   32 measurement of the trusted part, see trustlog.measurement
+       154   65 public key  uncompressed P-256 point; its SHA-256 is the log id
+
+A TPM signs no statement of ours, only a quote: 209 bytes stand in the signature's place (``trustlog.tpm.chain``), and
+every entry whose payload is one of these two is the log's own:
+
+    CLOSE     17 bytes   0x08 "trustlog/close" 0x00 0x00                             the last entry of an epoch
+    OPEN      57 bytes   0x09 "trustlog/open" 0x00 0x00 0x00, u64 index of that CLOSE, 32 head after it
 
 What is signed are these bytes as they stand. A verifier decodes them but never encodes them again. The
 verbs are A2M's (SOSP 2007, section 3.1); one APPEND covers a group, so the cost of a signature is paid per
@@ -52,6 +61,7 @@ from enum import IntEnum
 from typing import ClassVar, Self
 
 from trustlog.errors import VerificationError
+from trustlog.hashing import log_id
 
 VERSION = 1
 NONCE_SIZE = 32
@@ -63,7 +73,14 @@ TAG_APPEND = b"trustlog/append\0"
 TAG_LOOKUP = b"trustlog/lookup\0"
 TAG_END = b"trustlog/end\0\0\0\0"
 TAG_TRUNCATE = b"trustlog/trunc\0\0"
-TAG_QUOTE_RESERVED = b"trustlog/quote\0\0"
+TAG_QUOTE = b"trustlog/quote\0\0"
+
+TPM_PROOF_SIZE = 209
+TPM_PINS_SIZE = 75  # what a TPM log's enrolment pins: trustlog.tpm.chain.TpmPins
+
+# The first byte is the type among a replica's entries, whose rules pass these over.
+CLOSE_PAYLOAD = b"\x08trustlog/close\0\0"
+_OPEN_TAG = b"\x09trustlog/open\0\0\0"
 
 _HEADER = "16sBB32s32sQ"
 
@@ -235,6 +252,37 @@ class TruncateStatement(_Statement):
         return (self.low, self.last, self.head)
 
 
+@dataclass(frozen=True, slots=True)
+class QuoteStatement(_Statement):
+    """The program with this ``measurement`` (32 bytes) holds the key ``public_key`` (65 bytes)."""
+
+    TAG = TAG_QUOTE
+    LAYOUT = struct.Struct(f">{_HEADER}32s32s65s")
+
+    nonce: bytes
+    measurement: bytes
+    public_key: bytes
+
+    def _check(self) -> None:
+        _require(len(self.nonce) == NONCE_SIZE, "nonce is not 32 bytes")
+        _require(len(self.measurement) == 32, "measurement is not 32 bytes")
+        _require(len(self.public_key) == 65, "public key is not 65 bytes")
+        _require(log_id(self.public_key) == self.log_id, "log id is not the digest of the public key")
+
+    def _body(self) -> tuple[int | bytes, ...]:
+        return (self.nonce, self.measurement, self.public_key)
+
+
+def open_payload(last: int, closed_head: bytes) -> bytes:
+    """Return the payload of OPEN after the CLOSE at index ``last``, which led to ``closed_head``."""
+    return _OPEN_TAG + struct.pack(">Q", last) + closed_head
+
+
+def is_epoch_mark(payload: bytes) -> bool:
+    """Tell whether a payload has the form of CLOSE or OPEN."""
+    return payload == CLOSE_PAYLOAD or (payload.startswith(_OPEN_TAG) and len(payload) == len(_OPEN_TAG) + 40)
+
+
 def lookup_outcome(index: int, low: int, last: int) -> Outcome:
     """Return the only honest answer for ``index`` in a log that reaches from ``low`` to ``last``."""
     if index > last:
@@ -248,3 +296,4 @@ APPEND_SIZE = AppendStatement.LAYOUT.size
 LOOKUP_SIZE = LookupStatement.LAYOUT.size
 END_SIZE = EndStatement.LAYOUT.size
 TRUNCATE_SIZE = TruncateStatement.LAYOUT.size
+QUOTE_SIZE = QuoteStatement.LAYOUT.size

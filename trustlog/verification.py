@@ -3,7 +3,8 @@
 What a verifier may conclude from a valid statement is what the log's owner cannot take back, given that the
 log's trusted part is intact. APPEND: these digests, and no others, stand at these indexes of this log.
 LOOKUP and END: so it was at some moment after the nonce was chosen. TRUNCATE: nothing below low will ever
-be answered for again.
+be answered for again. A TPM's APPEND proves less by itself, and the same by replaying; its END says only the head,
+and it attests no other statement: see ``trustlog.tpm.chain``.
 
 Checks run from cheap to dear, the signature last. A signature is not an identifier: ECDSA allows two for
 the same statement (r‖s and r‖n-s) and every signing makes another one; compare statements instead.
@@ -13,78 +14,49 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self, TypeVar
-
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from trustlog.errors import VerificationError
-from trustlog.hashing import HASH_SIZE, fold, log_id
+from trustlog.hashing import HASH_SIZE, fold, genesis_head
+from trustlog.keys import PUBLIC_KEY_SIZE, SIGNATURE_SIZE, VerifyingKey
 from trustlog.statements import (
+    APPEND_SIZE,
+    TPM_PROOF_SIZE,
     AppendStatement,
     BackendKind,
     EndStatement,
     LookupStatement,
+    QuoteStatement,
     TruncateStatement,
 )
 
+if TYPE_CHECKING:
+    from trustlog.tpm.chain import TpmPins
+
+__all__ = [
+    "ATTESTATION_SIZE_MAX",
+    "GROUP_ENTRIES_MAX",
+    "PUBLIC_KEY_SIZE",
+    "SIGNATURE_SIZE",
+    "Attestation",
+    "LogIdentity",
+    "VerifyingKey",
+    "find_contradiction",
+    "heads_of",
+    "initial_head",
+    "verify_append",
+    "verify_end",
+    "verify_lookup",
+    "verify_signature",
+    "verify_truncate",
+]
+
 GROUP_ENTRIES_MAX = 1024
-PUBLIC_KEY_SIZE = 65
-SIGNATURE_SIZE = 64
-SIGNATURE_ALGORITHM = ec.ECDSA(hashes.SHA256())
+ATTESTATION_SIZE_MAX = APPEND_SIZE + TPM_PROOF_SIZE
 
-_CURVE = ec.SECP256R1()
-_CURVE_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
-
-AnyStatement = TypeVar("AnyStatement", AppendStatement, LookupStatement, EndStatement, TruncateStatement)
-
-
-class VerifyingKey:
-    """A log's P-256 public key, parsed once. Equal and hashed by its bytes."""
-
-    __slots__ = ("_key", "log_id", "raw")
-
-    raw: bytes
-    log_id: bytes
-
-    def __init__(self, key: ec.EllipticCurvePublicKey, raw: bytes) -> None:
-        """Use ``from_bytes``."""
-        self._key = key
-        self.raw = raw
-        self.log_id = log_id(raw)
-
-    @classmethod
-    def from_bytes(cls, raw: bytes) -> Self:
-        """Parse an uncompressed point (65 bytes, 0x04‖x‖y); VerificationError("malformed") otherwise."""
-        if len(raw) != PUBLIC_KEY_SIZE or raw[0] != 4:
-            raise VerificationError("malformed", "public key is not an uncompressed P-256 point of 65 bytes")
-        try:
-            return cls(ec.EllipticCurvePublicKey.from_encoded_point(_CURVE, raw), raw)
-        except ValueError as error:
-            raise VerificationError("malformed", "public key is not a point of P-256") from error
-
-    def verify(self, signature: bytes, message: bytes) -> None:
-        """Check ECDSA with SHA-256, ``signature`` = r‖s (64 bytes); VerificationError("bad-signature")."""
-        if len(signature) != SIGNATURE_SIZE:
-            raise VerificationError("bad-signature", f"signature has {len(signature)} bytes instead of 64")
-        r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big")
-        if not (0 < r < _CURVE_ORDER and 0 < s < _CURVE_ORDER):
-            raise VerificationError("bad-signature", "signature is out of range")
-        try:
-            self._key.verify(encode_dss_signature(r, s), message, SIGNATURE_ALGORITHM)
-        except InvalidSignature as error:
-            raise VerificationError("bad-signature", "signature does not verify") from error
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, VerifyingKey) and self.raw == other.raw
-
-    def __hash__(self) -> int:
-        return hash(self.raw)
-
-    def __repr__(self) -> str:
-        return f"VerifyingKey(log_id={self.log_id.hex()[:16]}…)"
+AnyStatement = TypeVar(
+    "AnyStatement", AppendStatement, LookupStatement, EndStatement, TruncateStatement, QuoteStatement
+)
 
 
 def verify_signature(public_key: bytes, signature: bytes, message: bytes) -> None:
@@ -94,23 +66,73 @@ def verify_signature(public_key: bytes, signature: bytes, message: bytes) -> Non
 
 @dataclass(frozen=True, slots=True)
 class LogIdentity:
-    """Whose statements a verifier takes: the key, the kinds of backend its policy counts, and the epoch."""
+    """Whose statements a verifier takes: the key, the kinds of backend its policy counts, and the epoch.
+
+    tpm: what was pinned when a TPM's log was enrolled, its epochs among it; without that no TPM's statement counts, and
+    with it no other kind's: a TPM's restricted key also signs what its caller hands in, unless that looks like a TPM's
+    own structure ("TPM 2.0 Library, Part 1", section 23.2.2). A bare signature of it is the host's word.
+    """
 
     key: VerifyingKey
     kind: BackendKind | frozenset[BackendKind]
     epoch: int = 0
+    tpm: TpmPins | None = None
+
+    @classmethod
+    def published(cls, key: VerifyingKey, tpm: TpmPins | None) -> Self:
+        """Whom a log.pub names: with pins a TPM, and without them a log that signs by itself."""
+        return cls(key, _SELF_SIGNING if tpm is None else BackendKind.TPM, tpm=tpm)
 
     def accepts(self, kind: BackendKind) -> bool:
         """Tell whether the policy counts statements of this kind of backend."""
+        if self.tpm is not None and kind is not BackendKind.TPM:
+            return False
         return kind in self.kind if isinstance(self.kind, frozenset) else kind is self.kind
 
 
 @dataclass(frozen=True, slots=True)
 class Attestation:
-    """A statement's bytes as the log released them, with their signature (r‖s, 64 bytes)."""
+    """A statement's bytes as the log released them, with their signature (r‖s, 64 bytes; a TPM's proof: 209)."""
 
     statement: bytes
     signature: bytes
+
+    @property
+    def raw(self) -> bytes:
+        """Both, one after the other."""
+        return self.statement + self.signature
+
+    @classmethod
+    def of_group(cls, raw: bytes) -> Self:
+        """Take an append statement and its signature from the beginning of ``raw``, verifying nothing.
+
+        Where the signature ends depends on the kind of backend that stands in the statement; of bytes that are too
+        short there is less.
+        """
+        end = APPEND_SIZE + (TPM_PROOF_SIZE if raw[17:18] == _TPM else SIGNATURE_SIZE)
+        return cls(raw[:APPEND_SIZE], raw[APPEND_SIZE:end])
+
+
+_TPM = bytes([BackendKind.TPM])
+_SELF_SIGNING = frozenset({BackendKind.SOFTWARE, BackendKind.PROCESS})
+
+
+def initial_head(identity: LogIdentity) -> bytes:
+    """Return the head (32 bytes) of the log while it is empty."""
+    if identity.tpm is None:
+        return genesis_head(identity.key.log_id, identity.epoch)
+    from trustlog.tpm import chain as tpm_chain  # noqa: PLC0415 - see _pins
+
+    return tpm_chain.initial_head(identity.tpm)
+
+
+def heads_of(identity: LogIdentity, statement: AppendStatement, digests: Sequence[bytes]) -> tuple[bytes, bytes]:
+    """Return the heads (32 bytes each) by which a verified group continues one and is continued by another."""
+    if statement.kind is not BackendKind.TPM:
+        return statement.head_before, statement.head_after
+    from trustlog.tpm import chain as tpm_chain  # noqa: PLC0415 - see _pins
+
+    return tpm_chain.link_of(statement, digests, _pins(identity))
 
 
 def verify_append(
@@ -128,6 +150,12 @@ def verify_append(
         )
     if any(len(digest) != HASH_SIZE for digest in digests):
         raise VerificationError("malformed", "a digest is not 32 bytes")
+    if statement.kind is BackendKind.TPM:
+        from trustlog.tpm import chain as tpm_chain  # noqa: PLC0415 - see _pins
+
+        signed, proof = attestation.statement, attestation.signature
+        tpm_chain.verify_group(identity.key, _pins(identity), statement, signed, proof, digests)
+        return statement
     if fold(statement.head_before, statement.first, digests) != statement.head_after:
         raise VerificationError("wrong-head", "the digests do not lead to the attested head")
     identity.key.verify(attestation.signature, attestation.statement)
@@ -150,6 +178,12 @@ def verify_end(identity: LogIdentity, attestation: Attestation, *, context: byte
     """Verify where the log ended after ``nonce`` (32 bytes) was chosen; VerificationError otherwise."""
     statement = _decode(EndStatement, identity, attestation, context)
     _check_nonce(statement.nonce, nonce)
+    if statement.kind is BackendKind.TPM:
+        from trustlog.tpm import chain as tpm_chain  # noqa: PLC0415 - see _pins
+
+        signed, proof = attestation.statement, attestation.signature
+        tpm_chain.verify_fresh(identity.key, _pins(identity), statement, signed, proof)
+        return statement
     identity.key.verify(attestation.signature, attestation.statement)
     return statement
 
@@ -157,6 +191,17 @@ def verify_end(identity: LogIdentity, attestation: Attestation, *, context: byte
 def verify_truncate(identity: LogIdentity, attestation: Attestation, *, context: bytes) -> TruncateStatement:
     """Verify that the log forgot everything below low; VerificationError otherwise."""
     statement = _decode(TruncateStatement, identity, attestation, context)
+    identity.key.verify(attestation.signature, attestation.statement)
+    return statement
+
+
+def verify_quote(identity: LogIdentity, attestation: Attestation, *, context: bytes, nonce: bytes) -> QuoteStatement:
+    """Verify what a log says of the program that holds its key, after ``nonce`` was chosen; else VerificationError.
+
+    That the log's own key signed it makes it no more than the program's own word: see trustlog.appraisal.
+    """
+    statement = _decode(QuoteStatement, identity, attestation, context)
+    _check_nonce(statement.nonce, nonce)
     identity.key.verify(attestation.signature, attestation.statement)
     return statement
 
@@ -172,8 +217,10 @@ def find_contradiction(
 
     Both must verify by themselves, in whatever context (VerificationError otherwise). An intact log says
     every index once: two groups either are the same statement, or do not overlap, and neighbours share a
-    head.
+    head. Not so a TPM, which knows no indexes: see ``trustlog.tpm.chain``.
     """
+    if a.statement[17:18] == b.statement[17:18] == _TPM:
+        return _find_tpm_contradiction(identity, a, digests_a, b, digests_b)
     first = verify_append(identity, a, digests_a, context=AppendStatement.decode(a.statement).context)
     second = verify_append(identity, b, digests_b, context=AppendStatement.decode(b.statement).context)
     if first == second:
@@ -190,6 +237,32 @@ def find_contradiction(
     return None
 
 
+def _find_tpm_contradiction(
+    identity: LogIdentity, a: Attestation, digests_a: Sequence[bytes], b: Attestation, digests_b: Sequence[bytes]
+) -> str | None:
+    """Tell whether one value of the PCR was moved to two in one epoch; that an index stands twice proves nothing."""
+    from trustlog.tpm import chain as tpm_chain  # noqa: PLC0415 - see _pins
+
+    pins = identity.tpm or tpm_chain.pins_of_any(a.signature)
+    pinned = LogIdentity(identity.key, identity.kind, tpm=pins)
+    first = verify_append(pinned, a, digests_a, context=AppendStatement.decode(a.statement).context)
+    second = verify_append(pinned, b, digests_b, context=AppendStatement.decode(b.statement).context)
+    starts = {heads_of(pinned, first, digests_a)[0], heads_of(pinned, second, digests_b)[0]}
+    if first.epoch != second.epoch or len(starts) != 1 or first.head_after == second.head_after:
+        return None
+    return (
+        f"the PCR went on from one value in two ways in one epoch: with {first.first} … {first.last} and with "
+        f"{second.first} … {second.last}; the TPM is broken, or a software TPM was copied"
+    )
+
+
+def _pins(identity: LogIdentity) -> TpmPins:
+    """Return what is pinned. What verifies quotes is loaded here and there only: other kinds of log run without it."""
+    if identity.tpm is None:
+        raise VerificationError("not-pinned", "a TPM's statement counts only with what was pinned at its enrolment")
+    return identity.tpm
+
+
 def _decode(
     statement_type: type[AnyStatement], identity: LogIdentity, attestation: Attestation, context: bytes
 ) -> AnyStatement:
@@ -200,8 +273,14 @@ def _decode(
         raise VerificationError(
             "wrong-kind", f"statements of the {statement.kind.name.lower()} backend do not count here"
         )
-    if statement.epoch != identity.epoch:
-        raise VerificationError("wrong-epoch", f"the statement is of epoch {statement.epoch}, not {identity.epoch}")
+    if statement.kind is BackendKind.TPM:
+        if isinstance(statement, (LookupStatement, TruncateStatement)):
+            raise VerificationError("wrong-kind", "a TPM attests groups and the head, and nothing else")
+        epoch_counts = _pins(identity).accepts(statement.epoch)
+    else:
+        epoch_counts = statement.epoch == identity.epoch
+    if not epoch_counts:
+        raise VerificationError("wrong-epoch", f"the statement is of epoch {statement.epoch}, which does not count")
     if statement.context != context:
         raise VerificationError("wrong-context", "the statement was made for another context")
     return statement

@@ -5,24 +5,39 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 
 from client.api import Client
+from client.cli.bench_report import report_of, show
 from client.cli.running import Target, example
 from client.errors import ClientError
-from client.measure import KEY_BYTES, LEVELS, RUN_S, RUNS, VALUE_BYTES, Level, Plan, measure
+from client.measure import (
+    CLIENTS_MAX,
+    GENERATOR,
+    LEVELS,
+    RUN_S,
+    RUNS,
+    VALUE_BYTES,
+    Level,
+    Plan,
+    measure,
+    with_more_clients,
+)
 from client.queries import ReplicaStatus, number_in
 from client.surroundings import describe
-from trustlog.cli.contract import FiniteFloat, Output, grid, output_option
+from trustlog.cli.contract import FiniteFloat, Output, output_option
 
 Command = Callable[..., Any]
-GENERATOR = "client"
+RATE_MAX = 1_000_000.0
+VALUE_BYTES_MAX = 1_000_000  # with its key it fits into an operation of 1 MiB
+# Opening the first of many clients may take longer than an operation.
+OPENING_S = 30.0
 
 
 def plan_options(command: Command) -> Command:
-    """Add what both ways of measuring have in common: --runs, --seconds, --concurrency."""
+    """Add what both ways of measuring have in common: what is asked of the cluster, and where to draw it."""
     options = (
         click.option("--runs", type=click.IntRange(1, 1000), default=RUNS, show_default=True),
         click.option(
@@ -39,7 +54,36 @@ def plan_options(command: Command) -> Command:
             multiple=True,
             default=LEVELS,
             show_default=True,
-            help="Operations under way at a time; may be given several times.",
+            help="Closed loop: operations under way at a time; may be given several times.",
+        ),
+        click.option(
+            "--rate",
+            "rates",
+            type=FiniteFloat(0, RATE_MAX, min_open=True),
+            multiple=True,
+            help="Open loop instead: operations that are meant to start per second, whatever became of those "
+            "before; latency counts from the intended start. May be given several times.",
+        ),
+        click.option(
+            "--value-bytes",
+            "value_sizes",
+            type=click.IntRange(0, VALUE_BYTES_MAX),
+            multiple=True,
+            default=(VALUE_BYTES,),
+            show_default=True,
+            help="May be given several times.",
+        ),
+        click.option(
+            "--clients",
+            type=click.IntRange(1, CLIENTS_MAX),
+            default=1,
+            show_default=True,
+            help="Clients, each with a key and connections of its own, that share the operations.",
+        ),
+        click.option(
+            "--plot",
+            type=click.File("w", encoding="utf-8", lazy=False),
+            help="Draw latency over throughput into this file, as SVG.",
         ),
     )
     for option in reversed(options):
@@ -47,43 +91,83 @@ def plan_options(command: Command) -> Command:
     return command
 
 
-@click.command(epilog=example("trustlog-client -c my-cluster bench --runs 3 --seconds 2 --concurrency 200"))
+def plan_of(
+    runs: int, seconds: float, levels: Sequence[int], rates: Sequence[float], value_sizes: Sequence[int]
+) -> Plan:
+    """Return the plan that the options ask for; UsageError if they contradict each other."""
+    if rates and tuple(levels) != LEVELS:
+        raise click.UsageError("give either --concurrency (closed loop) or --rate (open loop)")
+    sizes, asked = tuple(dict.fromkeys(value_sizes)), tuple(dict.fromkeys(rates))
+    return Plan(tuple(dict.fromkeys(levels)), runs, seconds, rates=asked, value_sizes=sizes)
+
+
+@click.command(
+    epilog=example(
+        "trustlog-client -c my-cluster bench --runs 3 --seconds 2 --concurrency 200",
+        "trustlog-client -c my-cluster bench --rate 1000 --rate 5000 --plot latency.svg",
+        "trustlog-client -c my-cluster bench --clients 200 --concurrency 200 --value-bytes 1024",
+    )
+)
 @plan_options
 @output_option
 @click.pass_obj
-def bench(cluster: Target, *, runs: int, seconds: float, levels: Sequence[int], output: Output) -> None:
-    """Measure this cluster: puts of 16-byte keys and 100-byte values, closed loop. It writes up to 100,000 keys.
+def bench(
+    cluster: Target,
+    *,
+    runs: int,
+    seconds: float,
+    levels: Sequence[int],
+    rates: Sequence[float],
+    value_sizes: Sequence[int],
+    clients: int,
+    plot: IO[str] | None,
+    output: Output,
+) -> None:
+    """Measure this cluster by puts of 16-byte keys, in a closed or an open loop. It writes up to 100,000 keys.
 
-    CPU time per operation is shown for replicas on this machine.
+    CPU time per operation is shown for replicas on this machine, and for this program.
     """
-    plan = Plan(tuple(levels), runs, seconds)
+    plan = plan_of(runs, seconds, levels, rates, value_sizes)
 
     async def work(client: Client) -> tuple[list[Level], list[ReplicaStatus]]:
         found = await client.status()
-        return await measured(client, plan, local_pids(found)), found
+        return await measured(client, clients, plan, local_pids(found), cluster.deadline_s), found
 
     result, found = cluster.run(work)
     genesis = cluster.open().cluster.genesis
-    show(output, result, report_of(found, genesis.ordering.label), describe())
+    show(output, result, report_of(found, genesis.ordering.label, clients), describe(), plot)
 
 
 def local_pids(found: Sequence[ReplicaStatus]) -> dict[str, int]:
-    """Return the process ids of replicas that run on this machine, as far as their reports are borne out."""
+    """Return the process ids of replicas, and of their logs' services, that run on this machine.
+
+    As far as their reports are borne out: elsewhere, a number may be some other process's here.
+    """
     pids = {}
     for replica in found:
         pid = number_in(replica.report, "pid")
-        try:
-            command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except OSError:
-            continue
-        # A replica elsewhere may have a number that some other process has here.
-        if pid and b"replica" in command:
+        if _runs_here(pid, b"replica"):
             pids[f"replica {replica.number}"] = pid
+            service = _within(_within(replica.report, "log"), "service")
+            if _runs_here(number_in(service, "pid"), b"trustlog.service"):
+                pids[f"log {replica.number}"] = number_in(service, "pid")
     return pids
 
 
-async def measured(client: Client, plan: Plan, pids: dict[str, int]) -> list[Level]:
-    """Measure, telling on a terminal how far it is; a worker's error is raised as itself."""
+def _within(report: dict[str, Any] | None, name: str) -> dict[str, Any]:
+    found = (report or {}).get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _runs_here(pid: int, program: bytes) -> bool:
+    try:
+        return pid > 0 and program in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+async def measured(client: Client, count: int, plan: Plan, pids: dict[str, int], deadline_s: float) -> list[Level]:
+    """Measure with `count` clients, telling on a terminal how far it is; an operation's error is raised as itself."""
     terminal = sys.stderr.isatty()
 
     def told(text: str) -> None:
@@ -91,7 +175,8 @@ async def measured(client: Client, plan: Plan, pids: dict[str, int]) -> list[Lev
             click.echo(f"\r\x1b[K{text}", nl=False, err=True)
 
     try:
-        return await measure(client, plan, {**pids, GENERATOR: os.getpid()}, told)
+        async with with_more_clients(client, count, max(deadline_s, OPENING_S) if count > 1 else deadline_s) as clients:
+            return await measure(clients, plan, {**pids, GENERATOR: os.getpid()}, told)
     except* ClientError as group:
         raise _first(group) from group
     finally:
@@ -107,55 +192,3 @@ def _first(group: BaseExceptionGroup[ClientError]) -> ClientError:
     if not isinstance(error, ClientError):
         raise TypeError("a group of client errors holds something else")
     return error
-
-
-def report_of(found: Sequence[ReplicaStatus], ordering: str) -> dict[str, Any]:
-    """Return what is measured, as the replicas report it."""
-    durabilities = {str(replica.report.get("durability", "unknown")) for replica in found if replica.report}
-    return {
-        "replicas": len(found),
-        "reachable": sum(1 for replica in found if replica.reachable),
-        "ordering": ordering,
-        "durability": ", ".join(sorted(durabilities)) or "unknown",
-        "key_bytes": KEY_BYTES,
-        "value_bytes": VALUE_BYTES,
-        "operation": "put",
-    }
-
-
-def show(output: Output, levels: Sequence[Level], measured_cluster: dict[str, Any], machine: dict[str, Any]) -> None:
-    """Print a measurement."""
-    processes = list(levels[0].cpu_us_per_operation) if levels else []
-    headings = ["at once", "ops/s", "min", "max", "p50 ms", "p99 ms"]
-    headings += [f"{name.replace('replica ', 'r').replace(GENERATOR, 'cl')} µs" for name in processes]
-    rows = [
-        (
-            level.concurrency,
-            f"{level.ops_per_second:,.0f}",
-            f"{level.slowest:,.0f}",
-            f"{level.fastest:,.0f}",
-            f"{level.p50_ms:.2f}",
-            f"{level.p99_ms:.2f}",
-            *(f"{level.cpu_us_per_operation[name]:.1f}" for name in processes),
-        )
-        for level in levels
-    ]
-    data = {
-        "cluster": measured_cluster,
-        "machine": machine,
-        "levels": [level.as_data() for level in levels],
-    }
-    about = [f"{name}={value}" for name, value in {**measured_cluster, **machine}.items()]
-    table = grid(headings, rows)
-    if output.format == "plain":
-        lines = ["\t".join(headings), *("\t".join(str(cell) for cell in row) for row in rows)]
-        for line in [*about, *lines]:
-            click.echo(line)
-        return
-    output.result(data, "", table)
-    if output.format == "table":
-        click.echo(
-            "\nmedians over the runs, and the least and greatest rate; µs: CPU time per operation, cl is the client"
-        )
-        for line in about:
-            click.echo(line)

@@ -8,11 +8,17 @@ import click
 
 from client.api import DEADLINE_S, DEADLINE_S_MAX, Client, error_of
 from client.cli.bench_command import bench
+from client.cli.gateway_command import gateway
 from client.cli.load_command import load
+from client.cli.receipt_command import receipt_commands, receipt_option, run_one
 from client.cli.running import BytesArgument, Target, example, show, text_of, write_raw
 from client.cli.status_command import status
+from client.cli.watch_command import watch
+from client.store import KeyValueCalls
 from replica.apps import kv
 from replica.core.envelope import Result, Status
+from trustlog.cli.build import version_option
+from trustlog.cli.completion import answer_shell, completion_command
 from trustlog.cli.contract import Exit, FiniteFloat, Output, grid, output_option, printable, run
 
 SCAN_KEYS_MAX = 100_000
@@ -47,7 +53,7 @@ target = click.pass_obj
     show_default=True,
     help="How long an operation may take.",
 )
-@click.version_option(package_name="trustlog", message="%(prog)s %(version)s")
+@version_option
 @click.pass_context
 def cli(ctx: click.Context, directory: Path | None, deadline: float) -> None:
     """Talk to a cluster of replicas. Every answer is what f+1 of them agree on.
@@ -67,9 +73,18 @@ def cli(ctx: click.Context, directory: Path | None, deadline: float) -> None:
 @KEY
 @click.argument("value", type=BytesArgument(), required=False)
 @click.option("--file", "source", type=click.File("rb"), help="Take the value from a file, - for stdin.")
+@receipt_option
 @output_option
 @target
-def put(cluster: Target, *, key: bytes, value: bytes | None, source: BinaryIO | None, output: Output) -> None:
+def put(
+    cluster: Target,
+    *,
+    key: bytes,
+    value: bytes | None,
+    source: BinaryIO | None,
+    receipt: Path | None,
+    output: Output,
+) -> None:
     """Set KEY to VALUE.
 
     A key has 1 to 4096 bytes; key and value together have at most 1 MiB, unless cluster.toml says otherwise.
@@ -80,8 +95,8 @@ def put(cluster: Target, *, key: bytes, value: bytes | None, source: BinaryIO | 
     elif source is not None or value is None:
         raise click.UsageError("give either VALUE or --file")
     content = value
-    replaced = cluster.run(lambda client: client.put(key, content))
-    data: dict[str, object] = {**show("key", key), "replaced": replaced}
+    replaced, more = run_one(cluster, lambda calls: calls.put(key, content), receipt)
+    data: dict[str, object] = {**show("key", key), "replaced": replaced, **more}
     output.result(data, "replaced" if replaced else "created")
 
 
@@ -118,15 +133,16 @@ def get(cluster: Target, *, key: bytes, stale: bool, output: Output) -> Exit:
 
 @cli.command("del", epilog=example("trustlog-client -c my-cluster del greeting"))
 @KEY
+@receipt_option
 @output_option
 @target
-def delete(cluster: Target, *, key: bytes, output: Output) -> Exit:
+def delete(cluster: Target, *, key: bytes, receipt: Path | None, output: Output) -> Exit:
     """Remove KEY; exit 1 if it has no value.
 
     A key has 1 to 4096 bytes.
     """
-    deleted = cluster.run(lambda client: client.delete(key))
-    output.result({**show("key", key), "deleted": deleted}, "deleted" if deleted else "absent")
+    deleted, more = run_one(cluster, lambda calls: calls.delete(key), receipt)
+    output.result({**show("key", key), "deleted": deleted, **more}, "deleted" if deleted else "absent")
     return Exit.OK if deleted else Exit.NEGATIVE
 
 
@@ -139,9 +155,12 @@ def delete(cluster: Target, *, key: bytes, output: Output) -> Exit:
 @KEY
 @click.argument("values", metavar="[EXPECTED] NEW", type=BytesArgument(), nargs=-1)
 @click.option("--absent", is_flag=True, help="Expect that KEY has no value; then give NEW only.")
+@receipt_option
 @output_option
 @target
-def cas(cluster: Target, *, key: bytes, values: tuple[bytes, ...], absent: bool, output: Output) -> Exit:
+def cas(
+    cluster: Target, *, key: bytes, values: tuple[bytes, ...], absent: bool, receipt: Path | None, output: Output
+) -> Exit:
     """Set KEY to NEW if its value is EXPECTED; exit 1, and show its value, if not.
 
     A key has 1 to 4096 bytes; key and values together have at most 1 MiB, unless cluster.toml says otherwise.
@@ -149,8 +168,8 @@ def cas(cluster: Target, *, key: bytes, values: tuple[bytes, ...], absent: bool,
     if len(values) != (1 if absent else 2):
         raise click.UsageError("give KEY EXPECTED NEW, or KEY NEW --absent")
     expected = None if absent else values[0]
-    result = cluster.run(lambda client: client.cas(key, expected, values[-1]))
-    data: dict[str, object] = {**show("key", key), "swapped": result.swapped}
+    result, more = run_one(cluster, lambda calls: calls.cas(key, expected, values[-1]), receipt)
+    data: dict[str, object] = {**show("key", key), "swapped": result.swapped, **more}
     plain = "swapped"
     if not result.swapped:
         data["found"] = result.present is not None
@@ -169,15 +188,16 @@ def cas(cluster: Target, *, key: bytes, values: tuple[bytes, ...], absent: bool,
 )
 @KEY
 @click.argument("amount", type=int, default=1)
+@receipt_option
 @output_option
 @target
-def incr(cluster: Target, *, key: bytes, amount: int, output: Output) -> None:
+def incr(cluster: Target, *, key: bytes, amount: int, receipt: Path | None, output: Output) -> None:
     """Add AMOUNT (default 1) to the whole number at KEY and print the sum.
 
     A key has 1 to 4096 bytes; the sum must fit 64 bits.
     """
-    number = cluster.run(lambda client: client.incr(key, amount))
-    output.result({**show("key", key), "number": number}, str(number))
+    number, more = run_one(cluster, lambda calls: calls.incr(key, amount), receipt)
+    output.result({**show("key", key), "number": number, **more}, str(number))
 
 
 @cli.command(
@@ -226,9 +246,12 @@ def scan(cluster: Target, *, prefix: bytes, limit: int, after: bytes, output: Ou
 @click.argument("operation", type=BytesArgument())
 @click.option("--hex", "as_hex", is_flag=True, help="OPERATION is in hexadecimal digits.")
 @click.option("--stale", is_flag=True, help="Ask f+1 replicas without ordering; only for operations that read.")
+@receipt_option
 @output_option
 @target
-def execute(cluster: Target, *, operation: bytes, as_hex: bool, stale: bool, output: Output) -> None:
+def execute(
+    cluster: Target, *, operation: bytes, as_hex: bool, stale: bool, receipt: Path | None, output: Output
+) -> None:
     """Run an OPERATION of whatever application the cluster has, as its bytes, and print the result's bytes."""
     if as_hex:
         try:
@@ -236,29 +259,35 @@ def execute(cluster: Target, *, operation: bytes, as_hex: bool, stale: bool, out
         except ValueError:
             raise click.UsageError("--hex wants an even number of hexadecimal digits") from None
 
-    async def ask(client: Client) -> bytes:
+    if stale and receipt is not None:
+        raise click.UsageError("there is no receipt of what is not ordered: leave --stale or --receipt out")
+
+    async def ask(calls: KeyValueCalls) -> bytes:
         if not stale:
-            return await client.execute(operation)
-        answer = await client.stale(operation)
+            return await calls.execute(operation)
+        answer = await calls.stale(operation)
         if answer.status is not Status.OK:
             raise error_of(Result(answer.status, answer.executed, answer.value))
         return answer.value
 
-    result = cluster.run(ask)
+    result, more = run_one(cluster, ask, receipt)
     if output.format == "json":
-        output.result({**show("result", result), "stale": stale}, "")
+        output.result({**show("result", result), "stale": stale, **more}, "")
     elif sys.stdout.isatty():
         click.echo(printable(text_of(result)))
     else:
         write_raw(result)
 
 
-for _command in (load, status, bench):
+for _command in (load, status, bench, gateway, watch, receipt_commands):
     cli.add_command(_command)
+
+cli.add_command(completion_command(cli, "trustlog-client"))
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run `trustlog-client` and exit."""
+    answer_shell(cli, "trustlog-client")
     run(cli, argv, prog_name="trustlog-client")
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from client.api import CLIENT_FOLDER, Client
-from client.errors import ClientError, NotExecuted, OperationFailed, SessionExpired, Undecided
+from client.errors import ClientError, NoReceipt, NotExecuted, OperationFailed, SessionExpired, Undecided
 from replica.apps.kv import KEY_BYTES_MAX
 from replica.cluster.clusterfile import CLUSTER_FILE_NAME
 from replica.cluster.keys import CLIENT_KEY_NAME
@@ -74,6 +74,9 @@ def as_command_error(error: Exception) -> CommandError:
     """Give a client's error its hint, code and exit code."""
     if isinstance(error, OperationFailed):
         return CommandError(str(error), "it changed nothing", Exit.NEGATIVE, code="operation-failed")
+    if isinstance(error, NoReceipt):
+        hint = "do not repeat it for the receipt alone: it would be executed again"
+        return CommandError(str(error), hint, Exit.UNREACHABLE, code="no-receipt")
     if isinstance(error, SessionExpired):
         return CommandError(str(error), "see what is there, then repeat", Exit.UNREACHABLE, code="expired")
     if isinstance(error, Undecided):

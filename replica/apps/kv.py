@@ -13,51 +13,64 @@ result =
     GET       u8 0, or u8 1 and the value
     DELETE    u8 1 if there was a value, else 0
     CAS       u8 1 swapped; u8 0 and the present value as GET returns it
-    INCR      i64 the new value (stored as decimal text)
+    INCR      i64 the new value (stored as decimal text); no value counts as 0, and text that INCR would not write
+              is refused: "", "007", "-0", "+1"
     SCAN      u8 1 if more follow, else 0; u32 count, count x (u16 length, key, u32 length, value)
+
+Operations on several keys, conditions and groups are in `kv_groups`, codes and limits in `kv_layout`.
 """
 
 import struct
 from dataclasses import dataclass
-from enum import IntEnum
 
 from replica.application import Context, OperationError
+from replica.apps import kv_groups, kv_versions
+from replica.apps.kv_layout import (
+    HEAD,
+    I64,
+    I64_MAX,
+    I64_MIN,
+    KEY_BYTES_MAX,
+    RECORD_BYTES_MAX,
+    RESERVED,
+    SCAN_BYTES_MAX,
+    SCAN_LIMIT_MAX,
+    WITH_PREFIX,
+    WITHOUT_KEY,
+    Budget,
+    Code,
+    check_key,
+    check_record,
+    found,
+    head,
+    read_number_at,
+)
 from replica.core.layout import U32, LayoutError, Reader
 
-KEY_BYTES_MAX = 4096
-SCAN_LIMIT_MAX = 1000
-# Key and value together: a page of SCAN with one record must fit a result of 1 MiB.
-RECORD_BYTES_MAX = 1024 * 1024 - 64
-SCAN_BYTES_MAX = 512 * 1024
-I64_MIN, I64_MAX = -(2**63), 2**63 - 1
-
-_HEAD = struct.Struct(">BH")
-_I64 = struct.Struct(">q")
-
-
-class Code(IntEnum):
-    """The operations."""
-
-    PUT = 1
-    GET = 2
-    DELETE = 3
-    CAS = 4
-    INCR = 5
-    SCAN = 6
+# How a cluster file names this application.
+APPLICATION = "replica.apps.kv:KeyValue"
 
 
 class KeyValue:
     """The key-value store as an application."""
 
+    # Keys of the state that are not its users'.
+    internal_prefix = RESERVED
+
     def apply(self, operation: bytes, context: Context) -> bytes:
         """Carry out one operation; OperationError for one that is malformed or cannot be done."""
-        if len(operation) < _HEAD.size:
+        return self._carry_out(operation, context, Budget())
+
+    def _carry_out(self, operation: bytes, context: Context, budget: Budget) -> bytes:
+        if len(operation) < HEAD.size:
             raise OperationError("not an operation of the key-value store")
-        code, size = _HEAD.unpack_from(operation)
-        body_at = _HEAD.size + size
-        key = operation[_HEAD.size : body_at]
-        if len(key) != size or size > KEY_BYTES_MAX or (size == 0 and code != Code.SCAN):
+        code, size = HEAD.unpack_from(operation)
+        body_at = HEAD.size + size
+        key = operation[HEAD.size : body_at]
+        if len(key) != size or size > KEY_BYTES_MAX or (size and code in WITHOUT_KEY):
             raise OperationError(f"a key must have 1 to {KEY_BYTES_MAX} bytes")
+        if code not in WITH_PREFIX and code not in WITHOUT_KEY:
+            check_key(key)
         state = context.state
         if code == Code.PUT:
             replaced = key in state
@@ -66,23 +79,23 @@ class KeyValue:
         if code in {Code.GET, Code.DELETE} and len(operation) != body_at:
             raise OperationError("not an operation of the key-value store")
         if code == Code.GET:
-            return _found(state.get(key))
+            return found(state.get(key))
         if code == Code.DELETE:
-            return b"\x01" if state.delete(key) else b"\x00"
+            return b"\x01" if kv_versions.delete(state, key) else b"\x00"
+        body = Reader(operation, body_at)
         try:
-            return _OTHERS[code](key, Reader(operation, body_at), context)
+            if code == Code.GROUP:
+                return kv_groups.apply_group(body, context, lambda held: self._carry_out(held, context, budget))
+            if code in WITH_PREFIX:
+                return _LISTINGS[code](key, body, context, budget)
+            return _OTHERS[code](key, body, context)
         except (KeyError, LayoutError):
             raise OperationError("not an operation of the key-value store") from None
 
 
 def _store(context: Context, key: bytes, value: bytes) -> None:
-    if len(key) + len(value) > RECORD_BYTES_MAX:
-        raise OperationError(f"key and value must have at most {RECORD_BYTES_MAX} bytes together")
-    context.state.put(key, value)
-
-
-def _found(value: bytes | None) -> bytes:
-    return b"\x00" if value is None else b"\x01" + value
+    check_record(key, value)
+    kv_versions.put(context.state, key, value)
 
 
 def _cas(key: bytes, body: Reader, context: Context) -> bytes:
@@ -92,30 +105,22 @@ def _cas(key: bytes, body: Reader, context: Context) -> bytes:
     if expects not in {0, 1}:
         raise OperationError("cas expects either no value or a value")
     if present != (expected if expects else None):
-        return b"\x00" + _found(present)
+        return b"\x00" + found(present)
     _store(context, key, new)
     return b"\x01"
 
 
 def _incr(key: bytes, body: Reader, context: Context) -> bytes:
-    amount: int = _I64.unpack(body.take(_I64.size))[0]
+    amount: int = I64.unpack(body.take(I64.size))[0]
     body.finish()
-    present = context.state.get(key) or b"0"
-    try:
-        # int() takes underscores and blanks; a stored number is plain decimal text or not a number.
-        number = int(present) if len(present) <= 20 and present.removeprefix(b"-").isdigit() else None
-    except ValueError:
-        number = None
-    if number is None:
-        raise OperationError("the present value is not a whole number")
-    number += amount
+    number = read_number_at(context.state, key) + amount
     if not I64_MIN <= number <= I64_MAX:
         raise OperationError("the sum does not fit 64 bits")
-    context.state.put(key, b"%d" % number)
-    return _I64.pack(number)
+    kv_versions.put(context.state, key, b"%d" % number)
+    return I64.pack(number)
 
 
-def _scan(prefix: bytes, body: Reader, context: Context) -> bytes:
+def _scan(prefix: bytes, body: Reader, context: Context, budget: Budget) -> bytes:
     limit, after = body.u32(), body.take(body.u16())
     body.finish()
     if not 1 <= limit <= SCAN_LIMIT_MAX:
@@ -123,7 +128,8 @@ def _scan(prefix: bytes, body: Reader, context: Context) -> bytes:
     parts: list[bytes] = []
     count = size = 0
     more = 0
-    for key, value in context.state.scan(prefix, after or None):
+    for key, value in context.state.scan(prefix, after or None, RESERVED):
+        budget.spend()
         size += len(key) + len(value) + 6
         if count == limit or (count and size > SCAN_BYTES_MAX):
             more = 1
@@ -133,50 +139,45 @@ def _scan(prefix: bytes, body: Reader, context: Context) -> bytes:
     return bytes([more]) + U32.pack(count) + b"".join(parts)
 
 
-_OTHERS = {Code.CAS: _cas, Code.INCR: _incr, Code.SCAN: _scan}
+_OTHERS = {Code.CAS: _cas, Code.INCR: _incr, **kv_groups.HANDLERS}
+_LISTINGS = {Code.SCAN: _scan, Code.KEYS: kv_groups.list_keys}
 
 # The client's side: operations out, results in.
 
 
-def _head(code: Code, key: bytes) -> bytes:
-    if len(key) > KEY_BYTES_MAX or (not key and code is not Code.SCAN):
-        raise ValueError(f"a key must have 1 to {KEY_BYTES_MAX} bytes, not {len(key)}")
-    return _HEAD.pack(code, len(key)) + key
-
-
 def put(key: bytes, value: bytes) -> bytes:
     """Return the operation that sets `key`."""
-    return _head(Code.PUT, key) + value
+    return head(Code.PUT, key) + value
 
 
 def get(key: bytes) -> bytes:
     """Return the operation that reads `key`."""
-    return _head(Code.GET, key)
+    return head(Code.GET, key)
 
 
 def delete(key: bytes) -> bytes:
     """Return the operation that removes `key`."""
-    return _head(Code.DELETE, key)
+    return head(Code.DELETE, key)
 
 
 def cas(key: bytes, expected: bytes | None, new: bytes) -> bytes:
     """Return the operation that sets `key` to `new` if its value is `expected` (None: if it has none)."""
     wanted = expected or b""
-    return _head(Code.CAS, key) + struct.pack(">BI", expected is not None, len(wanted)) + wanted + new
+    return head(Code.CAS, key) + struct.pack(">BI", expected is not None, len(wanted)) + wanted + new
 
 
 def incr(key: bytes, amount: int = 1) -> bytes:
     """Return the operation that adds `amount`, a signed 64-bit number, to the decimal number at `key`."""
     if not I64_MIN <= amount <= I64_MAX:
         raise ValueError("the amount does not fit 64 bits")
-    return _head(Code.INCR, key) + _I64.pack(amount)
+    return head(Code.INCR, key) + I64.pack(amount)
 
 
 def scan(prefix: bytes = b"", limit: int = 100, after: bytes = b"") -> bytes:
     """Return the operation that lists keys with `prefix` in byte order, those above `after` if given."""
     if not 1 <= limit <= SCAN_LIMIT_MAX or len(after) > KEY_BYTES_MAX:
         raise ValueError(f"scan returns from 1 to {SCAN_LIMIT_MAX} keys")
-    return _head(Code.SCAN, prefix) + struct.pack(">IH", limit, len(after)) + after
+    return head(Code.SCAN, prefix) + struct.pack(">IH", limit, len(after)) + after
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +213,7 @@ def read_cas(result: bytes) -> CasResult:
 
 def read_number(result: bytes) -> int:
     """Return the result of INCR."""
-    number: int = _I64.unpack(result)[0]
+    number: int = I64.unpack(result)[0]
     return number
 
 
@@ -223,3 +224,29 @@ def read_scan(result: bytes) -> ScanResult:
     items = tuple((body.take(body.u16()), body.block(body.left())) for _ in range(count))
     body.finish()
     return ScanResult(items, more)
+
+
+__all__ = [
+    "APPLICATION",
+    "I64_MAX",
+    "I64_MIN",
+    "KEY_BYTES_MAX",
+    "RECORD_BYTES_MAX",
+    "SCAN_BYTES_MAX",
+    "SCAN_LIMIT_MAX",
+    "CasResult",
+    "Code",
+    "KeyValue",
+    "ScanResult",
+    "cas",
+    "delete",
+    "get",
+    "incr",
+    "put",
+    "read_cas",
+    "read_flag",
+    "read_number",
+    "read_scan",
+    "read_value",
+    "scan",
+]

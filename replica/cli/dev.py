@@ -20,9 +20,10 @@ from typing import Any, Final
 
 import click
 
-from replica.cluster.clusterfile import CLUSTER_FILE_NAME, ClusterFile, load_cluster_file
+from replica.cluster.clusterfile import CLUSTER_FILE_NAME, ClusterFile, load_cluster_file, log_kind_label
 from replica.cluster.provision import DEFAULT_APPLICATION, init_cluster, replica_folder_name
 from replica.core.genesis import Ordering
+from trustlog import BackendKind
 from trustlog.cli.contract import SCHEMA_VERSION, CommandError, Exit, printable
 
 STOP_SECONDS: Final = 15.0
@@ -49,7 +50,9 @@ class Screen:
         self._as_json = as_json
         self._coloured = not as_json and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
-    def banner(self, directory: Path, cluster: ClusterFile, *, temporary: bool) -> None:
+    def banner(
+        self, directory: Path, cluster: ClusterFile, *, temporary: bool, http_base_port: int | None = None
+    ) -> None:
         """Say what is being run and what to type in another terminal."""
         command = f"{_client_program()} -c {shlex.quote(str(directory))}"
         if self._as_json:
@@ -65,10 +68,14 @@ class Screen:
         genesis = cluster.genesis
         note = " (temporary: removed at the end)" if temporary else ""
         self._print(f"{genesis.n} replicas, f = {genesis.f}, {genesis.ordering.label}, {genesis.application}")
+        if any(member.log_kind == BackendKind.PROCESS for member in genesis.members):
+            self._print("each replica's log is a process of its own, under the same user: fine for trying things out")
         self._print(f"cluster in {printable(str(directory))}{note}")
         self._print("In another terminal:")
         for use in _uses(genesis.application):
             self._print(f"    {printable(command)} {use}")
+        if http_base_port is not None:
+            self._print(f"    curl http://127.0.0.1:{http_base_port}/status    # the next replicas: the next ports")
         self._print("Ctrl-C ends all of it.")
         self._print("")
 
@@ -120,12 +127,15 @@ def run_development_cluster(
     ordering: Ordering,
     application: str,
     as_json: bool,
+    http_base_port: int | None = None,
+    log_backend: str = "process",
     given: Collection[str] = (),
 ) -> Exit:
     """Make the cluster if need be and run it until a signal; NEGATIVE if every replica ended by itself.
 
     `given` names the options that somebody asked for: a cluster that exists must be like that. ConfigError if the
-    cluster cannot be made or read, CommandError if it is another than was asked for.
+    cluster cannot be made or read, CommandError if it is another than was asked for. http_base_port: where the first
+    replica answers HTTP on loopback, if they should; the next have the ports that follow.
     """
     screen = Screen(as_json=as_json)
     with contextlib.ExitStack() as stack:
@@ -135,13 +145,25 @@ def run_development_cluster(
             stack.callback(shutil.rmtree, root, ignore_errors=True)
         home = root / "cluster" if root else (directory or Path())
         if root or not (home / CLUSTER_FILE_NAME).exists():
-            cluster = init_cluster(home, f=f, base_port=base_port, ordering=ordering, application=application)
+            kind = BackendKind[log_backend.upper()]
+            cluster = init_cluster(
+                home, f=f, base_port=base_port, ordering=ordering, application=application, log_kind=kind
+            )
         else:
             cluster = load_cluster_file(home)
-            wanted = {"--f": f, "--base-port": base_port, "--ordering": ordering.label, "--app": application}
+            wanted = {
+                "--f": f,
+                "--base-port": base_port,
+                "--ordering": ordering.label,
+                "--app": application,
+                "--log-backend": log_backend,
+            }
             _check_like(home, cluster, {option: value for option, value in wanted.items() if option in given})
-        screen.banner(home, cluster, temporary=root is not None)
-        children = [_replica_command(home, place.number, as_json=as_json) for place in cluster.replicas]
+        screen.banner(home, cluster, temporary=root is not None, http_base_port=http_base_port)
+        children = [
+            _replica_command(home, place.number, as_json=as_json, http_base_port=http_base_port)
+            for place in cluster.replicas
+        ]
         stopped = asyncio.run(_until_signal(children, screen))
         if screen.failure is not None:
             raise screen.failure
@@ -191,6 +213,7 @@ def _check_like(home: Path, cluster: ClusterFile, wanted: Mapping[str, object]) 
         "--ordering": genesis.ordering.label,
         "--app": genesis.application,
         "--base-port": cluster.replicas[0].port,
+        "--log-backend": log_kind_label(genesis.members[0].log_kind),
     }
     for option, value in wanted.items():
         # Base port 0 leaves the choice to the system, which has chosen.
@@ -300,10 +323,11 @@ def _status(code: int) -> str:
         return f"was killed by signal {-code}"
 
 
-def _replica_command(directory: Path, number: int, *, as_json: bool) -> ChildCommand:
+def _replica_command(directory: Path, number: int, *, as_json: bool, http_base_port: int | None = None) -> ChildCommand:
     label = replica_folder_name(number)
     program = [sys.executable, "-m", "replica.cli.main", "run", str(directory / label)]
-    return ChildCommand(label, (*program, "--log-format", "json" if as_json else "console"))
+    http = () if http_base_port is None else ("--http", f"127.0.0.1:{http_base_port + number}")
+    return ChildCommand(label, (*program, *http, "--log-format", "json" if as_json else "console"))
 
 
 def _client_program() -> str:

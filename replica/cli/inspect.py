@@ -10,15 +10,28 @@ from contextlib import closing
 from pathlib import Path
 
 import click
+import structlog
 
 from replica.cluster.home import ReplicaHome, load_home
-from replica.core.entries import Checkpoint, Commit, Entry, NewView, Prepare, PrePrepare, Suspect, decode_entry
-from replica.core.events import VerifiedGroup
-from replica.core.group import decode_group
+from replica.core.entries import (
+    Checkpoint,
+    Commit,
+    Entry,
+    EpochMark,
+    NewView,
+    Prepare,
+    PrePrepare,
+    SlotResult,
+    Suspect,
+    decode_entry,
+)
+from replica.core.group import VerifiedGroup, decode_group
 from replica.core.layout import LayoutError
+from replica.shell.atrest import CLEAR, Clear
+from replica.shell.opening import open_trusted_log, payload_seal
 from replica.shell.store import StoredGroup, read_only_group
 from replica.shell.verify import GroupVerifier
-from trustlog import VerificationError, entry_digest
+from trustlog import TrustLogError, VerificationError, entry_digest
 from trustlog.cli.contract import CommandError, Exit, Output, example, grid, output_option
 from trustlog.cli.documents import document
 
@@ -36,6 +49,10 @@ def describe(entry: Entry) -> str:
         return f"COMMIT view {entry.view} slot {entry.slot} batch {_short(entry.digest)}"
     if isinstance(entry, Checkpoint):
         return f"CHECKPOINT slot {entry.slot} state {_short(entry.digest)}"
+    if isinstance(entry, SlotResult):
+        return f"RESULT slot {entry.slot} operations {entry.size} root {_short(entry.root)}"
+    if isinstance(entry, EpochMark):
+        return "the log's epoch ends or begins (CLOSE, OPEN)"
     if isinstance(entry, Suspect):
         return f"SUSPECT view {entry.view}"
     if isinstance(entry, NewView):
@@ -87,7 +104,7 @@ def _read(home: ReplicaHome, log: int, index: int | None) -> tuple[VerifiedGroup
         )
     try:
         with closing(sqlite3.connect(f"{home.store_path.absolute().as_uri()}?mode=ro", uri=True)) as db:
-            row = read_only_group(db, log, index)
+            row = read_only_group(db, log, index, seal_of(home))
     except sqlite3.Error as error:
         raise CommandError(f"{home.store_path}: {error}", "see whether the file is damaged", code="store") from error
     if row is None:
@@ -100,6 +117,21 @@ def _read(home: ReplicaHome, log: int, index: int | None) -> tuple[VerifiedGroup
             f"{home.store_path}: group {row.first} to {row.last} of log {log} does not verify: {error}",
             "the file is damaged: restore it from a good copy, or replace this replica",
             code="damaged",
+        ) from error
+
+
+def seal_of(home: ReplicaHome) -> Clear:
+    """Ask the trusted log for the key of a sealed store; it serves one program at a time."""
+    if not home.settings.trusted_log.encrypt_store:
+        return CLEAR
+    try:
+        with closing(open_trusted_log(home, structlog.get_logger())) as log:
+            return payload_seal(home, log)
+    except TrustLogError as error:
+        raise CommandError(
+            f"the store of {home.path} is sealed, and its key cannot be had: {error}",
+            "stop the replica first: the key is its log's",
+            code="sealed",
         ) from error
 
 

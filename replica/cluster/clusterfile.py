@@ -5,16 +5,20 @@
     name, nonce (hex, 32 bytes), f, ordering ("two-phase" or "three-phase"), application ("module:Class")
     [genesis.limits]         every field of Limits
     [[genesis.members]]      number, log_kind ("software", "process" or "tpm"), log_public_key (hex, 65 bytes)
-    [[replicas]]             number, address ("host:port", "[IPv6]:port"), certificate (PEM, self-signed)
+                             and for a TPM's log log_pins (hex, 75 bytes: what its enrolment pinned)
+    [appraisal]              optional: what replicas demand of each other's evidence, an appraisal policy (see
+                             trustlog.appraisal.policy, without its `format`); not agreed on, so it can be changed
+    [[replicas]]             number, address ("host:port", "[IPv6]:port"), certificate (PEM, self-signed); for a TPM's
+                             log perhaps log_enrolled = true: who assembled this file was shown the verifier's word
 
-Nothing has a default: two programs of different versions must not fill a gap differently and then disagree.
+Nothing agreed has a default: two programs of different versions must not fill a gap differently and then disagree.
 """
 
 import hashlib
 import ipaddress
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Final
 
@@ -24,7 +28,9 @@ from replica.cluster.keys import certificate_der, certificate_pem, certificate_p
 from replica.cluster.strict_toml import ConfigError, Table, parse_toml, printable, read_bounded
 from replica.core.genesis import NONCE_SIZE, PUBLIC_KEY_SIZE, Genesis, Limits, Member, Ordering
 from replica.core.quorum import FAULTS_MAX
-from trustlog import BackendKind, VerificationError, VerifyingKey
+from trustlog import TPM_PINS_SIZE, BackendKind, VerificationError, VerifyingKey
+from trustlog.appraisal import EvidenceLevel, Policy, PolicyError, policy_of_table
+from trustlog.tpm.chain import TpmPins
 
 FORMAT: Final = 1
 CLUSTER_FILE_NAME: Final = "cluster.toml"
@@ -48,12 +54,17 @@ class ClusterFileError(ConfigError):
 
 @dataclass(frozen=True, slots=True)
 class ReplicaPlace:
-    """Where a replica is met, and the TLS certificate (DER) by which it is known."""
+    """Where a replica is met, and the TLS certificate (DER) by which it is known.
+
+    log_enrolled: whether it was shown to who assembled the cluster file that the log's key is in a TPM (see
+    `trustlog.tpm.enrol`). Never read from a replica's own public file: that would be its own word.
+    """
 
     number: int
     host: str
     port: int
     certificate_der: bytes
+    log_enrolled: bool = False
 
     @property
     def address(self) -> str:
@@ -68,11 +79,29 @@ class ReplicaPlace:
 
 @dataclass(frozen=True, slots=True)
 class ClusterFile:
-    """The content of a cluster file. `replicas[i]` has number i; `digest` is the file's SHA-256, 32 bytes."""
+    """The content of a cluster file. `replicas[i]` has number i; `digest` is the file's SHA-256, 32 bytes.
+
+    `appraisal`: what a peer's evidence must be. By default none is demanded: without hardware behind it, evidence is
+    its author's own word, and a cluster must not stop for lack of that.
+    """
 
     genesis: Genesis
     replicas: tuple[ReplicaPlace, ...]
     digest: bytes
+    appraisal: Policy = field(default_factory=lambda: Policy(minimum_evidence=EvidenceLevel.NONE))
+
+    @property
+    def enrolled_keys(self) -> frozenset[bytes]:
+        """The log keys of which the assembler was shown that they are in a TPM."""
+        return frozenset(self.genesis.members[one.number].log_public_key for one in self.replicas if one.log_enrolled)
+
+    @property
+    def not_enrolled(self) -> tuple[int, ...]:
+        """The replicas that say "tpm" of their logs, and nobody was shown it."""
+        kinds = [member.log_kind for member in self.genesis.members]
+        return tuple(
+            one.number for one in self.replicas if kinds[one.number] == BackendKind.TPM and not one.log_enrolled
+        )
 
     @property
     def cluster_id(self) -> bytes:
@@ -99,6 +128,14 @@ def parse_address(text: str) -> tuple[str, int]:
     if ":" in host:
         raise ValueError(f'an IPv6 address is written in brackets: "[{printable(host)}]:{port}"')
     return host, port
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether an address or name is this machine's own, reachable from nowhere else."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def check_host(host: str) -> None:
@@ -135,11 +172,12 @@ def parse_cluster_file(raw: bytes, name: str = CLUSTER_FILE_NAME) -> ClusterFile
         top = Table(name, file.data)
         top.integer("format", FORMAT, FORMAT)
         genesis = _genesis(top.table("genesis"))
-        replicas = _replicas(top, genesis.n)
+        replicas = _replicas(top, genesis.members)
+        appraisal = _appraisal(top, name)
         top.finish()
-    except ConfigError as error:
+    except (ConfigError, PolicyError) as error:
         raise ClusterFileError(str(error)) from error
-    return ClusterFile(genesis, replicas, file.digest)
+    return ClusterFile(genesis, replicas, file.digest, appraisal)
 
 
 def dump_cluster_file(genesis: Genesis, replicas: Sequence[ReplicaPlace]) -> bytes:
@@ -153,20 +191,14 @@ def dump_cluster_file(genesis: Genesis, replicas: Sequence[ReplicaPlace]) -> byt
             "ordering": genesis.ordering.label,
             "application": genesis.application,
             "limits": asdict(genesis.limits),
-            "members": [
-                {
-                    "number": member.number,
-                    "log_kind": log_kind_label(member.log_kind),
-                    "log_public_key": member.log_public_key.hex(),
-                }
-                for member in genesis.members
-            ],
+            "members": [{"number": member.number, **dump_log_key(member)} for member in genesis.members],
         },
         "replicas": [
             {
                 "number": place.number,
                 "address": place.address,
                 "certificate": certificate_pem(place.certificate_der),
+                **({"log_enrolled": True} if place.log_enrolled else {}),
             }
             for place in replicas
         ],
@@ -181,15 +213,33 @@ def log_kind_label(kind: int) -> str:
     return BackendKind(kind).name.lower()
 
 
-def read_log_key(table: Table) -> tuple[BackendKind, bytes]:
-    """Read `log_kind` and `log_public_key`; ConfigError unless the key is a point of the curve."""
-    kind = _LOG_KINDS[table.choice("log_kind", list(_LOG_KINDS))]
+def read_log_kind(table: Table, key: str) -> BackendKind:
+    """Read a backend's name; ConfigError if there is none such."""
+    return _LOG_KINDS[table.choice(key, list(_LOG_KINDS))]
+
+
+def dump_log_key(member: Member) -> dict[str, str]:
+    """Return what `read_log_key` reads."""
+    said = {"log_kind": log_kind_label(member.log_kind), "log_public_key": member.log_public_key.hex()}
+    return said | ({"log_pins": member.log_pins.hex()} if member.log_pins else {})
+
+
+def read_log_key(table: Table, number: int) -> Member:
+    """Read `log_kind`, `log_public_key` and a TPM's `log_pins`; ConfigError unless the key is a point of the curve."""
+    kind = read_log_kind(table, "log_kind")
     key = table.hexadecimal("log_public_key", PUBLIC_KEY_SIZE)
     try:
         VerifyingKey.from_bytes(key)
     except VerificationError as error:
         raise table.error("log_public_key", f"{error}; copy it again from the replica's public file") from error
-    return kind, key
+    if kind is not BackendKind.TPM:
+        return Member(number, kind, key)
+    pins = table.hexadecimal("log_pins", TPM_PINS_SIZE)
+    try:
+        TpmPins.decode(pins)
+    except VerificationError as error:
+        raise table.error("log_pins", f"{error}; copy them again from the replica's public file") from error
+    return Member(number, kind, key, pins)
 
 
 def read_place(table: Table, number: int) -> ReplicaPlace:
@@ -219,6 +269,13 @@ def check_unique(places: Sequence[ReplicaPlace], file_name: str) -> None:
                 )
 
 
+def _appraisal(top: Table, name: str) -> Policy:
+    policy = policy_of_table(top.raw_table("appraisal"), f"{name}: appraisal", EvidenceLevel.NONE)
+    if policy.tpm.require_measured_boot:
+        raise top.error("appraisal.tpm.require_measured_boot", "replicas show each other no lists of a measured boot")
+    return policy
+
+
 def _genesis(table: Table) -> Genesis:
     name = table.text("name")
     if not name.isprintable():
@@ -235,9 +292,8 @@ def _genesis(table: Table) -> Genesis:
     members = []
     for position, member in enumerate(table.tables("members", REPLICAS_MAX)):
         member.integer("number", position, position)
-        kind, key = read_log_key(member)
+        members.append(read_log_key(member, position))
         member.finish()
-        members.append(Member(position, kind, key))
     table.finish()
     try:
         return Genesis(name, nonce, f, ordering, application, Limits(**values), tuple(members))
@@ -245,14 +301,17 @@ def _genesis(table: Table) -> Genesis:
         raise ConfigError(f"{table.file_name}: genesis: {error}; make the file anew with trustlog-replica") from error
 
 
-def _replicas(top: Table, n: int) -> tuple[ReplicaPlace, ...]:
+def _replicas(top: Table, members: Sequence[Member]) -> tuple[ReplicaPlace, ...]:
     tables = top.tables("replicas", REPLICAS_MAX)
-    if len(tables) != n:
-        raise top.error("replicas", f"{len(tables)} replicas for {n} members; each member needs one")
+    if len(tables) != len(members):
+        raise top.error("replicas", f"{len(tables)} replicas for {len(members)} members; each member needs one")
     places = []
-    for position, table in enumerate(tables):
+    for position, (table, member) in enumerate(zip(tables, members, strict=True)):
         table.integer("number", position, position)
-        places.append(read_place(table, position))
+        enrolled = table.boolean("log_enrolled", default=False)
+        if enrolled and member.log_kind != BackendKind.TPM:
+            raise table.error("log_enrolled", "only a TPM's log can have been enrolled; leave it out")
+        places.append(replace(read_place(table, position), log_enrolled=enrolled))
         table.finish()
     check_unique(places, top.file_name)
     return tuple(places)

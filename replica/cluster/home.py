@@ -3,26 +3,45 @@
     replica.toml    this replica's own settings; nothing in it has to be the same elsewhere
     tls.key         mode 0600
     tls.crt         the certificate that stands in cluster.toml
-    log/            the trusted log (made by trustlog.create); log/log.pub is the key in cluster.toml
+    log/            the trusted log (made by trustlog.create); log/log.pub is the key in cluster.toml. Where a
+                    service that somebody else runs keeps the log, log.pub is all that is here
     store.sqlite    made by the daemon
+    evidence/       against other replicas, if there is any; mode 0700, made by the daemon
 
 The folder has mode 0700. Most first failures of a cluster are two machines with different keys or files, so
 `load_home` compares both with cluster.toml and names both digests when they differ.
 """
 
 import hashlib
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, cast, get_args
 
 import tomli_w
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from replica.cluster.clusterfile import ClusterFile, ReplicaPlace, load_cluster_file, parse_address
+from replica.cluster.clusterfile import (
+    ClusterFile,
+    ReplicaPlace,
+    load_cluster_file,
+    log_kind_label,
+    read_log_kind,
+)
+from replica.cluster.environment import (
+    RETAIN_MIB_MAX,
+    Durability,
+    LogFormat,
+    LogLevel,
+    read_address,
+    settings_of,
+)
 from replica.cluster.keys import certificate_der, certificate_public_key, load_private_key, public_bytes
 from replica.cluster.strict_toml import ConfigError, Table, parse_toml, read_bounded
 from replica.core.genesis import PUBLIC_KEY_SIZE
 from replica.core.quorum import FAULTS_MAX
+from trustlog import BackendKind
 
 FORMAT: Final = 1
 SETTINGS_NAME: Final = "replica.toml"
@@ -31,12 +50,10 @@ TLS_CERTIFICATE_NAME: Final = "tls.crt"
 LOG_NAME: Final = "log"
 LOG_PUBLIC_KEY_NAME: Final = "log.pub"
 STORE_NAME: Final = "store.sqlite"
+STATE_NAME: Final = "state.sqlite"
+EVIDENCE_NAME: Final = "evidence"
 DEFAULT_CLUSTER: Final = "../cluster.toml"
 CERTIFICATE_BYTES_MAX: Final = 64 * 1024
-
-Durability = Literal["disk", "memory"]
-LogLevel = Literal["debug", "info", "warning", "error"]
-LogFormat = Literal["auto", "console", "json"]
 
 _HEADER: Final = """\
 # The settings of one trustlog replica. Optional keys and their defaults:
@@ -44,8 +61,18 @@ _HEADER: Final = """\
 #   log_level = "info"       "debug", "info", "warning" or "error"
 #   log_format = "auto"      "console", "json"; "auto" is console on a terminal, else json
 #   listen = "host:port"     where to listen, if not at the address in cluster.toml
+#   http = "127.0.0.1:8100"  where to answer probes, metrics, status and reads over plain HTTP, if anywhere
+#   retain_mib = 256         how much of the logs is kept on disk although a stable checkpoint covers it
+#   [trusted_log]            what keeps this replica's log; it cannot be changed later
+#   backend = "software"     in the replica's own process; "process": in a program of its own; "tpm"
+#   socket = "/path"         of a service that somebody else runs (trustlog serve); without it, the replica starts it
+#   encrypt_store = false    true: payloads at rest are sealed with a key that the log's service, or the TPM, keeps
 
 """
+
+
+# The kinds of log that keep a key for payloads at rest.
+STORE_KEY_BACKENDS = frozenset({BackendKind.PROCESS, BackendKind.TPM})
 
 
 class HomeError(ConfigError):
@@ -53,8 +80,23 @@ class HomeError(ConfigError):
 
 
 @dataclass(frozen=True, slots=True)
+class TrustedLogSettings:
+    """What keeps the log. `socket` is None where the replica starts the log's service itself.
+
+    encrypt_store: payloads at rest are sealed with a key that the log's service, or its TPM, keeps.
+    """
+
+    backend: BackendKind = BackendKind.SOFTWARE
+    socket: Path | None = None
+    encrypt_store: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
-    """The content of replica.toml. `listen` is None where the address in the cluster file is listened on."""
+    """The content of replica.toml.
+
+    `listen` is None where the address in the cluster file is listened on, `http` where HTTP is not served.
+    """
 
     number: int
     cluster: str = DEFAULT_CLUSTER
@@ -62,6 +104,9 @@ class Settings:
     log_level: LogLevel = "info"
     log_format: LogFormat = "auto"
     listen: tuple[str, int] | None = None
+    http: tuple[str, int] | None = None
+    retain_mib: int = 256
+    trusted_log: TrustedLogSettings = TrustedLogSettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,18 +153,32 @@ class ReplicaHome:
         """Return the file of the store; it need not exist yet."""
         return self.path / STORE_NAME
 
+    @property
+    def state_path(self) -> Path:
+        """Return the file of the agreed state; it need not exist yet."""
+        return self.path / STATE_NAME
+
+    @property
+    def evidence_path(self) -> Path:
+        """Return the folder of evidence against other replicas; it need not exist."""
+        return self.path / EVIDENCE_NAME
+
     def load_tls_key(self) -> ec.EllipticCurvePrivateKey:
         """Read the TLS key; ConfigError says what is wrong with its file."""
         return load_private_key(self.key_path)
 
 
-def load_home(path: Path) -> ReplicaHome:
+def load_home(
+    path: Path, flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None
+) -> ReplicaHome:
     """Read a replica's folder and compare it with its cluster file.
 
-    HomeError says what is wrong, also when it is the cluster file. The trusted log itself is not opened.
+    flags: settings, by field, that stand above the environment's, which stand above replica.toml's. environ: instead
+    of the process' own. HomeError says what is wrong, also when it is the cluster file. The trusted log itself is not
+    opened.
     """
     try:
-        return _load_home(path)
+        return _load_home(path, flags or {}, os.environ if environ is None else environ)
     except HomeError:
         raise
     except ConfigError as error:
@@ -138,22 +197,32 @@ def load_settings(path: Path) -> Settings:
     settings = Settings(
         number=table.integer("number", 0, 2 * FAULTS_MAX),
         cluster=table.text("cluster", DEFAULT_CLUSTER),
-        durability=cast("Durability", table.choice("durability", ["disk", "memory"], "disk")),
-        log_level=cast("LogLevel", table.choice("log_level", ["debug", "info", "warning", "error"], "info")),
-        log_format=cast("LogFormat", table.choice("log_format", ["auto", "console", "json"], "auto")),
-        listen=_listen(table),
+        durability=cast("Durability", table.choice("durability", list(get_args(Durability)), "disk")),
+        log_level=cast("LogLevel", table.choice("log_level", list(get_args(LogLevel)), "info")),
+        log_format=cast("LogFormat", table.choice("log_format", list(get_args(LogFormat)), "auto")),
+        listen=read_address(table, "listen"),
+        http=read_address(table, "http"),
+        retain_mib=table.integer("retain_mib", 0, RETAIN_MIB_MAX, 256),
+        trusted_log=_trusted_log(table),
     )
     table.finish()
     return settings
 
 
 def dump_settings(settings: Settings) -> bytes:
-    """Return the bytes of a replica.toml without `listen`; keys that have their default are left out."""
+    """Return the bytes of a replica.toml without `listen` and `http`; keys that have their default are left out."""
     document: dict[str, Any] = {"format": FORMAT, "number": settings.number, "cluster": settings.cluster}
     default = Settings(settings.number)
     for key in ("durability", "log_level", "log_format"):
         if getattr(settings, key) != getattr(default, key):
             document[key] = getattr(settings, key)
+    trusted = settings.trusted_log
+    if trusted != default.trusted_log:
+        document["trusted_log"] = {"backend": log_kind_label(trusted.backend)}
+        if trusted.socket is not None:
+            document["trusted_log"]["socket"] = str(trusted.socket)
+        if trusted.encrypt_store:
+            document["trusted_log"]["encrypt_store"] = True
     return (_HEADER + tomli_w.dumps(document)).encode()
 
 
@@ -168,7 +237,7 @@ def read_certificate(path: Path) -> bytes:
 def read_log_public_key(directory: Path) -> bytes:
     """Return the public key (65 bytes) beside a trusted log; ConfigError says what is wrong."""
     path = directory / LOG_PUBLIC_KEY_NAME
-    text = read_bounded(path, 1024).strip()
+    text, _, _ = read_bounded(path, 1024).strip().partition(b"\n")
     try:
         key = bytes.fromhex(text.decode("ascii"))
     except ValueError:
@@ -178,8 +247,8 @@ def read_log_public_key(directory: Path) -> bytes:
     return key
 
 
-def _load_home(path: Path) -> ReplicaHome:
-    settings = load_settings(path / SETTINGS_NAME)
+def _load_home(path: Path, flags: Mapping[str, Any], environ: Mapping[str, str]) -> ReplicaHome:
+    settings = replace(load_settings(path / SETTINGS_NAME), **{**settings_of(environ), **flags})
     cluster_path = (path / settings.cluster).resolve()
     if not cluster_path.exists():
         raise HomeError(
@@ -197,18 +266,31 @@ def _load_home(path: Path) -> ReplicaHome:
     return home
 
 
-def _listen(table: Table) -> tuple[str, int] | None:
-    text = table.text("listen", "")
-    if not text:
-        return None
-    try:
-        return parse_address(text)
-    except ValueError as error:
-        raise table.error("listen", str(error)) from None
+def _trusted_log(table: Table) -> TrustedLogSettings:
+    inner = table.optional_table("trusted_log")
+    if inner is None:
+        return TrustedLogSettings()
+    backend = read_log_kind(inner, "backend")
+    socket = inner.text("socket", "") or None
+    if socket is not None and not socket.startswith("/"):
+        raise inner.error("socket", "must be the whole path of a socket, from / on")
+    if socket is not None and backend is not BackendKind.PROCESS:
+        raise inner.error("socket", 'belongs to backend = "process" only; leave it out')
+    encrypt = inner.boolean("encrypt_store", default=False)
+    if encrypt and backend not in STORE_KEY_BACKENDS:
+        raise inner.error("encrypt_store", 'needs a log that keeps a key: backend = "process" or "tpm"')
+    inner.finish()
+    return TrustedLogSettings(backend, None if socket is None else Path(socket), encrypt)
 
 
 def _check_keys(home: ReplicaHome) -> None:
     """Refuse a folder whose keys are not those that the other replicas expect."""
+    own, listed = home.settings.trusted_log.backend, home.cluster.genesis.members[home.number].log_kind
+    if own != listed:
+        raise HomeError(
+            f'{home.path / SETTINGS_NAME}: trusted_log.backend: "{log_kind_label(own)}", but {home.cluster_path} lists '
+            f'"{log_kind_label(listed)}" for replica {home.number}; a log keeps its backend for ever: restore the file'
+        )
     der = read_certificate(home.certificate_path)
     if der != home.place.certificate_der:
         raise _differ(home, home.certificate_path, der, "certificate", home.place.certificate_der)
@@ -216,6 +298,10 @@ def _check_keys(home: ReplicaHome) -> None:
         raise HomeError(
             f"{home.key_path}: not the key of {home.certificate_path}; restore both files from the same copy"
         )
+    pins = read_bounded(home.log_path / LOG_PUBLIC_KEY_NAME, 1024).split(b"\n")[1:2]
+    listed_pins = home.cluster.genesis.members[home.number].log_pins
+    if own == BackendKind.TPM and pins != [listed_pins.hex().encode()]:
+        raise _differ(home, home.log_path / LOG_PUBLIC_KEY_NAME, b"".join(pins), "pinned value", listed_pins)
     log_key = read_log_public_key(home.log_path)
     expected = home.cluster.genesis.members[home.number].log_public_key
     if log_key != expected:

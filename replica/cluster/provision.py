@@ -12,9 +12,9 @@ import secrets
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +28,7 @@ from replica.cluster.clusterfile import (
     check_host,
     check_unique,
     dump_cluster_file,
+    dump_log_key,
     load_cluster_file,
     log_kind_label,
     parse_cluster_file,
@@ -40,6 +41,7 @@ from replica.cluster.home import (
     TLS_CERTIFICATE_NAME,
     TLS_KEY_NAME,
     Settings,
+    TrustedLogSettings,
     dump_settings,
 )
 from replica.cluster.keys import (
@@ -54,6 +56,22 @@ from replica.cluster.keys import (
 from replica.cluster.strict_toml import ConfigError, Table, parse_toml, read_bounded
 from replica.core.genesis import NONCE_SIZE, Genesis, Limits, Member, Ordering
 from replica.core.quorum import FAULTS_MAX, replica_count
+from trustlog import BackendKind
+from trustlog.service.client import RemoteLog
+from trustlog.software import PUBLIC_KEY_FILE
+from trustlog.tpm.chain import PCR_DEFAULT, read_public_file
+from trustlog.tpm.enrol import create as create_tpm_log
+from trustlog.tpm.enrol import retire
+from trustlog.tpm.folder import DEFAULT_ADDRESS
+
+
+@dataclass(frozen=True, slots=True)
+class TpmPlace:
+    """Where a TPM is, and which of its PCRs becomes a log's chain."""
+
+    address: str = DEFAULT_ADDRESS
+    pcr: int = PCR_DEFAULT
+
 
 PUBLIC_FORMAT: Final = 1
 DEFAULT_APPLICATION: Final = "replica.apps.kv:KeyValue"
@@ -100,17 +118,21 @@ def init_cluster(
     ordering: Ordering = Ordering.THREE_PHASE,
     application: str = DEFAULT_APPLICATION,
     limits: Limits | None = None,
+    log_kind: BackendKind = BackendKind.SOFTWARE,
+    encrypt_store: bool = False,
 ) -> ClusterFile:
     """Make a whole cluster in `directory`: cluster.toml, replica-0 … replica-2f, client.
 
     hosts: one for all replicas, or one each. base_port: the first replica on a host has it, the next on the
-    same host has the next; 0 has the operating system choose free ports. ProvisionError if that fails.
+    same host has the next; 0 has the operating system choose free ports. log_kind: what keeps every replica's log,
+    SOFTWARE or PROCESS. encrypt_store: seal payloads at rest; PROCESS only. ProvisionError if that fails.
     """
     places = plan_addresses(f, hosts, base_port)
+    trusted_log = TrustedLogSettings(log_kind, encrypt_store=encrypt_store)
     # The directory itself is public, as cluster.toml is; what is private in it has its own mode.
     with _built_beside(directory, 0o755) as building:
         parts = [
-            _make_replica(building / replica_folder_name(number), number, host, port)
+            _make_replica(building / replica_folder_name(number), number, host, port, trusted_log)
             for number, (host, port) in enumerate(places)
         ]
         raw = _cluster_bytes(
@@ -127,8 +149,19 @@ def init_cluster(
     return load_cluster_file(directory)
 
 
-def keygen(directory: Path, number: int, host: str, port: int) -> Path:
-    """Make a replica's private folder and return the path of its public file, which lies in it."""
+def keygen(
+    directory: Path,
+    number: int,
+    host: str,
+    port: int,
+    trusted_log: TrustedLogSettings = TrustedLogSettings(),  # noqa: B008 - frozen
+    tpm: TpmPlace | None = None,
+) -> Path:
+    """Make a replica's private folder and return the path of its public file, which lies in it.
+
+    trusted_log: with a socket, the service that listens there is asked for its log's key, and no log is made.
+    tpm: where the log's key and chain are made, if its backend is a TPM.
+    """
     if not 0 <= number <= 2 * FAULTS_MAX:
         raise ProvisionError(f"a replica's number is from 0 to {2 * FAULTS_MAX}, not {number}")
     try:
@@ -138,7 +171,7 @@ def keygen(directory: Path, number: int, host: str, port: int) -> Path:
     if not 1 <= port <= 65535:
         raise ProvisionError(f"a port is from 1 to 65535, not {port}")
     with _built_beside(directory) as building:
-        part = _make_replica(building, number, host, port)
+        part = _make_replica(building, number, host, port, trusted_log, tpm)
         write_new(building / public_file_name(number), dump_public_part(part), 0o644)
     return directory / public_file_name(number)
 
@@ -157,8 +190,13 @@ def assemble(
     ordering: Ordering = Ordering.THREE_PHASE,
     application: str = DEFAULT_APPLICATION,
     limits: Limits | None = None,
+    enrolled: Mapping[int, Path] | None = None,
 ) -> ClusterFile:
-    """Write a cluster file from the public files of replicas 0 to 2f; their number gives f."""
+    """Write a cluster file from the public files of replicas 0 to 2f; their number gives f.
+
+    enrolled: by a replica's number the file that `trustlog tpm accept` wrote for whoever enrolled its log. Its key and
+    pins must be those of the public file, and the cluster file then says that the enrolment was shown.
+    """
     parts = sorted((load_public_part(path) for path in public_files), key=lambda part: part.place.number)
     f, odd = divmod(len(parts) - 1, 2)
     numbers = [part.place.number for part in parts]
@@ -170,6 +208,7 @@ def assemble(
             f"each of 0 to {len(parts) - 1} once: make the others with trustlog-replica keygen"
         )
     check_unique([part.place for part in parts], str(out))
+    parts = _with_enrolment(parts, enrolled or {})
     raw = _cluster_bytes(parts, f, name=name, ordering=ordering, application=application, limits=limits)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -183,14 +222,37 @@ def assemble(
     return parse_cluster_file(raw, str(out))
 
 
+def _with_enrolment(parts: Sequence[PublicPart], enrolled: Mapping[int, Path]) -> list[PublicPart]:
+    """Note whose enrolment is shown; ProvisionError if it is another log's, or of a log in no TPM."""
+    shown = {number: _check_enrolment(parts, number, path) for number, path in sorted(enrolled.items())}
+    return [shown.get(part.place.number, part) for part in parts]
+
+
+def _check_enrolment(parts: Sequence[PublicPart], number: int, path: Path) -> PublicPart:
+    part = next((one for one in parts if one.place.number == number), None)
+    if part is None or part.member.log_kind != BackendKind.TPM:
+        raise ProvisionError(f"{path}: replica {number} keeps no log in a TPM here; leave its enrolment out")
+    try:
+        key, pins = read_public_file(path)
+    except (trustlog.TrustLogError, OSError) as error:
+        raise ProvisionError(f"{path}: {error}; give the file that trustlog tpm accept wrote") from error
+    accepted = (key.raw, pins.encode() if pins is not None else b"")
+    if accepted != (part.member.log_public_key, part.member.log_pins):
+        what = "key" if key.raw != part.member.log_public_key else "pinned value"
+        raise ProvisionError(
+            f"{path}: the {what} that was enrolled is another than in replica {number}'s public file; do not admit "
+            "this log: find out which of the two is the replica's, and enrol it again"
+        )
+    return replace(part, place=replace(part.place, log_enrolled=True))
+
+
 def dump_public_part(part: PublicPart) -> bytes:
     """Return the bytes of a replica's public file."""
     document = {
         "format": PUBLIC_FORMAT,
         "number": part.place.number,
         "address": part.place.address,
-        "log_kind": log_kind_label(part.member.log_kind),
-        "log_public_key": part.member.log_public_key.hex(),
+        **dump_log_key(part.member),
         "certificate": certificate_pem(part.place.certificate_der),
     }
     return (_PUBLIC_HEADER + tomli_w.dumps(document, multiline_strings=True)).encode()
@@ -202,9 +264,9 @@ def load_public_part(path: Path) -> PublicPart:
     table.integer("format", PUBLIC_FORMAT, PUBLIC_FORMAT)
     number = table.integer("number", 0, 2 * FAULTS_MAX)
     place = read_place(table, number)
-    kind, key = read_log_key(table)
+    member = read_log_key(table, number)
     table.finish()
-    return PublicPart(place, Member(number, kind, key))
+    return PublicPart(place, member)
 
 
 def plan_addresses(f: int, hosts: Sequence[str], base_port: int) -> list[tuple[str, int]]:
@@ -243,17 +305,59 @@ def _free_ports(hosts: Sequence[str]) -> list[int]:
     return ports
 
 
-def _make_replica(folder: Path, number: int, host: str, port: int) -> PublicPart:
+def _make_replica(
+    folder: Path,
+    number: int,
+    host: str,
+    port: int,
+    trusted_log: TrustedLogSettings,
+    tpm: TpmPlace | None = None,
+) -> PublicPart:
     """Fill `folder`, which is made if it is missing, with a replica's settings, keys and empty log."""
     folder.mkdir(mode=0o700, exist_ok=True)
     key = generate_private_key()
     der = make_certificate(number, key)
-    write_new(folder / SETTINGS_NAME, dump_settings(Settings(number)), 0o600)
+    write_new(folder / SETTINGS_NAME, dump_settings(Settings(number, trusted_log=trusted_log)), 0o600)
     write_private_key(folder / TLS_KEY_NAME, key)
     write_new(folder / TLS_CERTIFICATE_NAME, certificate_pem(der).encode(), 0o600)
-    with trustlog.create(folder / LOG_NAME) as log:
-        member = Member(number, log.kind, log.public_key)
+    if trusted_log.backend is BackendKind.TPM:
+        member = _make_tpm_log(folder / LOG_NAME, number, tpm or TpmPlace(), encrypt_store=trusted_log.encrypt_store)
+    else:
+        member = _make_log(folder / LOG_NAME, number, trusted_log)
     return PublicPart(ReplicaPlace(number, host, port, der), member)
+
+
+def _make_tpm_log(folder: Path, number: int, tpm: TpmPlace, *, encrypt_store: bool) -> Member:
+    try:
+        with create_tpm_log(folder, address=tpm.address, pcr=tpm.pcr) as log:
+            if encrypt_store:
+                try:
+                    log.create_store_key()
+                except BaseException:
+                    retire(log.client, log.config)
+                    raise
+            return Member(number, log.kind, log.public_key, log.config.pins.encode())
+    except trustlog.TrustLogError as error:
+        raise ProvisionError(f"no log can be made in a TPM: {error}") from error
+
+
+def _make_log(folder: Path, number: int, trusted_log: TrustedLogSettings) -> Member:
+    """Make an empty log, or a folder with the public key of the one that a service keeps."""
+    if trusted_log.socket is None:
+        with trustlog.create(folder, kind=trusted_log.backend) as log:
+            return Member(number, log.kind, log.public_key)
+    try:
+        with RemoteLog.connect(trusted_log.socket) as served:
+            if served.kind is not trusted_log.backend or served.last != 0:
+                raise ProvisionError(
+                    f"the service at {trusted_log.socket} keeps a log of kind {log_kind_label(served.kind)} with "
+                    f"{served.last} entries; a replica needs an empty one: trustlog init --backend process DIR"
+                )
+            folder.mkdir(mode=0o700)
+            write_new(folder / PUBLIC_KEY_FILE, served.public_key.hex().encode() + b"\n", 0o644)
+            return Member(number, served.kind, served.public_key)
+    except trustlog.TrustLogError as error:
+        raise ProvisionError(f"{trusted_log.socket}: {error}; start it first: trustlog serve --help") from error
 
 
 def _cluster_bytes(

@@ -104,12 +104,16 @@ class Table:
             raise self.error(key, f'"{printable(value)}" is none of {_listed(choices)}{_nearest(value, choices)}')
         return value
 
-    def integer(self, key: str, low: int, high: int = INTEGER_MAX) -> int:
+    def integer(self, key: str, low: int, high: int = INTEGER_MAX, default: int | None = None) -> int:
         """Return an integer from `low` to `high`."""
-        value = self._take(key, int, "a whole number", None)
+        value = self._take(key, int, "a whole number", default)
         if not low <= value <= high:
             raise self.error(key, f"must be from {low} to {high}, not {value if abs(value) < 1 << 64 else 'that'}")
         return int(value)
+
+    def boolean(self, key: str, *, default: bool) -> bool:
+        """Return true or false."""
+        return bool(self._take(key, bool, "true or false", default))
 
     def hexadecimal(self, key: str, size: int) -> bytes:
         """Return exactly `size` bytes written as hexadecimal digits."""
@@ -125,6 +129,16 @@ class Table:
     def table(self, key: str) -> "Table":
         """Return the table [key]."""
         return Table(self.file_name, self._take(key, dict, "a table", None), f"{self._path}{key}.")
+
+    def optional_table(self, key: str) -> "Table | None":
+        """Return the table [key], None if there is none."""
+        self._asked.append(key)
+        return self.table(key) if key in self._data else None
+
+    def raw_table(self, key: str) -> dict[str, Any]:
+        """Return the optional table [key] as it was parsed, for a reader that is as strict itself."""
+        self._asked.append(key)
+        return dict(self._take(key, dict, "a table", {}))
 
     def tables(self, key: str, count_max: int) -> list["Table"]:
         """Return the tables [[key]], at most `count_max`."""

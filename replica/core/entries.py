@@ -1,4 +1,4 @@
-"""The seven entries of a replica's log: what they say and how they are laid out.
+"""The entries of a replica's log: what they say and how they are laid out.
 
 v = view, s = slot, d = digest of a batch, D = digest of the agreed state. All integers are u64 big-endian unless noted.
 
@@ -9,17 +9,24 @@ v = view, s = slot, d = digest of a batch, D = digest of the agreed state. All i
     5 SUSPECT       u8 5, v
     6 VIEW-CHANGE   u8 6, v'
     7 NEW-VIEW      u8 7, v', u16 count, count x (u16 replica, index)
+    8 CLOSE         of a trusted log's epoch, 9 OPEN of the next one: trustlog.tpm.chain. They order nothing. What may
+                    stand before and after them is judged with the heads, when the groups are chained
+   10 RESULT        u8 10, s, u32 size, 32 root: what executing s gave (trustlog.receipts). It orders nothing either
 
 Names follow PBFT (Castro & Liskov, OSDI 1999, section 4); SUSPECT is MinBFT's REQ-VIEW-CHANGE. An entry that does not
 have one of these layouts exposes its author: it needs nothing but itself to be judged.
 """
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from replica.core.batch import Batch, decode_batch
+from replica.core.envelope import Envelope
 from replica.core.genesis import Genesis
 from replica.core.layout import U64_MAX, LayoutError, Reader
+from trustlog import is_epoch_mark
+from trustlog.receipts import read_result, result_payload
 
 PRE_PREPARE, PREPARE, COMMIT, CHECKPOINT, SUSPECT, VIEW_CHANGE, NEW_VIEW = range(1, 8)
 
@@ -28,6 +35,8 @@ _VOTE = struct.Struct(">BQQ32s")
 _CHECKPOINT = struct.Struct(">BQ32s")
 _VIEW = struct.Struct(">BQ")
 _REFERENCE = struct.Struct(">HQ")
+
+VerifyEnvelope = Callable[[Envelope], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +133,31 @@ class NewView:
         return _VIEW.pack(NEW_VIEW, self.view) + struct.pack(">H", len(packed)) + b"".join(packed)
 
 
-Entry = PrePrepare | Prepare | Commit | Checkpoint | Suspect | ViewChange | NewView
+@dataclass(frozen=True, slots=True)
+class EpochMark:
+    """CLOSE or OPEN of an epoch of the author's trusted log, by that log itself."""
+
+    payload: bytes
+
+    def encode(self) -> bytes:
+        """Return the payload."""
+        return self.payload
+
+
+@dataclass(frozen=True, slots=True)
+class SlotResult:
+    """RESULT: the author executed `slot`; `root` is of the tree over its `size` operations and their results."""
+
+    slot: int
+    size: int
+    root: bytes
+
+    def encode(self) -> bytes:
+        """Return the payload."""
+        return result_payload(self.slot, self.size, self.root)
+
+
+Entry = PrePrepare | Prepare | Commit | Checkpoint | Suspect | ViewChange | NewView | SlotResult | EpochMark
 
 
 def decode_entry(payload: bytes, genesis: Genesis, cluster_id: bytes) -> Entry:
@@ -147,7 +180,32 @@ def decode_entry(payload: bytes, genesis: Genesis, cluster_id: bytes) -> Entry:
         return Suspect(view) if kind == SUSPECT else ViewChange(view)
     if size > _VIEW.size and payload[0] == NEW_VIEW:
         return _decode_new_view(payload, genesis)
+    result = read_result(payload)
+    if result is not None:
+        return _slot_result(*result)
+    if is_epoch_mark(payload):
+        return EpochMark(payload)
     raise LayoutError(f"{size} bytes that are no entry")
+
+
+def decode_judged(payload: bytes, genesis: Genesis, cluster_id: bytes, verify_envelope: VerifyEnvelope) -> Entry:
+    """Decode an entry and verify what its batch holds, as every reader does: a function of the payload alone.
+
+    LayoutError if no correct replica writes that.
+    """
+    entry = decode_entry(payload, genesis, cluster_id)
+    if isinstance(entry, PrePrepare):
+        for place, envelope in enumerate(entry.batch.envelopes):
+            if not verify_envelope(envelope):
+                raise LayoutError(f"envelope {place} of the batch has an invalid signature")
+    return entry
+
+
+def _slot_result(slot: int, size: int, root: bytes) -> SlotResult:
+    _require_slot(slot)
+    if size < 1:
+        raise LayoutError(f"a RESULT of slot {slot} without operations")
+    return SlotResult(slot, size, root)
 
 
 def _require_slot(slot: int) -> None:

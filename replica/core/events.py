@@ -7,26 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from replica.core.batch import Batch
+from replica.core.checkpoint import Header
 from replica.core.envelope import Envelope
+from replica.core.group import VerifiedGroup
+from replica.core.proof import EntryProof
 from replica.core.rules import Violation
+from replica.core.snapshot import Fetched, Milestone, PartWanted
 
 # Events
-
-
-@dataclass(frozen=True, slots=True)
-class VerifiedGroup:
-    """A group of replica `author`'s log whose attestation was verified (signature, log, epoch, context, digests).
-
-    first and last are indexes from 1; the heads are 32 bytes; `raw` is the group as `replica.core.group` lays it out.
-    """
-
-    author: int
-    first: int
-    last: int
-    head_before: bytes
-    head_after: bytes
-    payloads: tuple[bytes, ...]
-    raw: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +50,74 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """Everything that the store held was handed in; from now on the core may speak."""
+    """Everything that the store held was handed in. The own trusted log ends at `last` with `head`, 32 bytes."""
+
+    last: int
+    head: bytes
 
 
-Event = GroupReceived | Appended | RequestReceived | Tick | Recovered
+@dataclass(frozen=True, slots=True)
+class PeerHolds:
+    """Replica `peer` answered a Fetch: of `log` it holds what lies from `first` on, and knows that `last` exists.
+
+    `first` = `last` + 1: it holds nothing.
+    """
+
+    peer: int
+    log: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointOffered:
+    """Replica `peer` offers the state after a stable checkpoint; `certificate` was checked against `header`."""
+
+    peer: int
+    header: Header
+    certificate: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PartReceived:
+    """Replica `peer` answered AskPart; `data` is as it came. None: it does not have that state any more."""
+
+    peer: int
+    slot: int
+    want: PartWanted
+    data: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class HeadsReceived:
+    """Replica `peer` says up to where it holds every log: (index of a group's end, 32 head there) per log."""
+
+    peer: int
+    heads: tuple[tuple[int, bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KnownBroken:
+    """Evidence from before shows that the trusted part of `log` attested two histories: it is read no further."""
+
+    log: int
+
+
+@dataclass(frozen=True, slots=True)
+class ResultAsked:
+    """The client with this key wants a receipt of an operation of `slot`; leaf: its hash (`trustlog.receipts`).
+
+    `source` is returned in ResultShown or ResultRefused, and opaque here.
+    """
+
+    client: bytes
+    slot: int
+    leaf: bytes
+    source: Any = None
+
+
+Answer = Recovered | PeerHolds | CheckpointOffered | PartReceived | HeadsReceived | KnownBroken
+Event = GroupReceived | Appended | RequestReceived | ResultAsked | Tick | Answer
 
 # Effects
 
@@ -86,6 +138,25 @@ class Send:
 
 
 @dataclass(frozen=True, slots=True)
+class ResultShown:
+    """Show whoever asked the own RESULT, and how the leaf at `place` of `size` leads to its root: 32 bytes a step."""
+
+    source: Any
+    proof: EntryProof
+    place: int
+    size: int
+    path: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ResultRefused:
+    """Tell whoever asked for a RESULT that there is none; code: see `replica.core.results`."""
+
+    source: Any
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
 class Relay:
     """Hand a client's envelope to the primary."""
 
@@ -100,6 +171,43 @@ class Fetch:
     log: int
     first: int
     ask: int
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A group of any log was taken, in order: it must be durable before anything that is appended from now on."""
+
+    group: VerifiedGroup
+
+
+@dataclass(frozen=True, slots=True)
+class Persist:
+    """A stable milestone: make it durable some time; logs up to its cut are needed no more once it is."""
+
+    milestone: Milestone
+
+
+@dataclass(frozen=True, slots=True)
+class AskCheckpoint:
+    """Ask replica `ask` for the newest stable checkpoint that it can hand out."""
+
+    ask: int
+
+
+@dataclass(frozen=True, slots=True)
+class AskPart:
+    """Ask replica `ask` for a part of the state after `slot`."""
+
+    ask: int
+    slot: int
+    want: PartWanted
+
+
+@dataclass(frozen=True, slots=True)
+class Install:
+    """The state after a checkpoint is here, verified: make it durable, then begin anew with a core made from it."""
+
+    fetched: Fetched
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +288,14 @@ class Halt:
 
 Effect = (
     Append
+    | Taken
+    | Persist
+    | AskCheckpoint
+    | AskPart
+    | Install
     | Send
+    | ResultShown
+    | ResultRefused
     | Relay
     | Fetch
     | Refuse

@@ -51,6 +51,25 @@ class Executor:
         self.slot = 0
         self.operations = 0
 
+    @classmethod
+    def restored(
+        cls, application: Application, limits: Limits, slot: int, time_ms: int, state: BucketedMap, records: BucketedMap
+    ) -> "Executor":
+        """Return an executor that goes on after `slot` with this agreed state; it keeps both maps.
+
+        LayoutError if `records` are no client table's. `operations` counts from 0 again: it is not agreed.
+        """
+        executor = cls(application, limits)
+        executor._context = Context(state, slot, time_ms)
+        executor.table = ClientTable.restored(limits, records)
+        executor.slot = slot
+        return executor
+
+    @property
+    def time_ms(self) -> int:
+        """The agreed time after the last executed slot."""
+        return self._context.time_ms
+
     @property
     def state(self) -> BucketedMap:
         """The application's state."""
@@ -65,10 +84,12 @@ class Executor:
         context.slot = slot
         context.time_ms = max(context.time_ms, batch.time_ms)
         self.table.begin_slot(slot)
-        return [
+        replies = [
             Executed(envelope.client, self._execute_envelope(envelope, slot, place))
             for place, envelope in enumerate(batch.envelopes)
         ]
+        self.state.settle()
+        return replies
 
     def known_reply(self, envelope: Envelope) -> bytes | None:
         """Return the reply to an envelope that has nothing left to be executed, else None."""
@@ -87,13 +108,28 @@ class Executor:
 
     def peek(self, operation: bytes) -> Result:
         """Return what `operation` would give now, changing nothing: an answer nobody else vouches for."""
-        result = self._apply(operation)
+        self._context.ordered = False
+        try:
+            result = self._apply(operation)
+        finally:
+            self._context.ordered = True
         self.state.rollback()
         return result
 
+    def roots(self) -> tuple[bytes, bytes]:
+        """Return the roots of the application's state and of the client table after the last executed slot."""
+        return self.state.root(), self.table.root()
+
+    def take_changes(self) -> tuple[list[tuple[bytes, bytes | None]], list[tuple[bytes, bytes | None]]]:
+        """Return what changed since the last call in the application's state and in the client table's records.
+
+        Each is a list of keys with their values after the last executed slot, None if deleted.
+        """
+        return self.state.take_changes(), self.table.take_changes()
+
     def digest(self) -> bytes:
         """Return D for the state after the last executed slot: application, client table and agreed time."""
-        roots = self.state.root() + self.table.root()
+        roots = b"".join(self.roots())
         return hashlib.sha256(CHECKPOINT_TAG + struct.pack(">QQ", self.slot, self._context.time_ms) + roots).digest()
 
     def _execute_envelope(self, envelope: Envelope, slot: int, place: int) -> bytes:

@@ -10,7 +10,8 @@ from replica.core.events import Fetch
 from replica.core.inbox import Inbox
 from replica.core.rules import Wait
 
-# A cause that is missing for this long is asked for; then again from the next replica, each time after twice as long.
+# A cause that is missing for this long is asked for, and again from the next replica; once all were asked, twice as
+# slowly: one that could not answer when it was asked is asked again soon.
 FETCH_AFTER_MS = 150
 FETCH_PAUSE_MS_MAX = 5000
 
@@ -65,5 +66,5 @@ class Fetcher:
         others = [number for i in range(self._n) if (number := (first + i) % self._n) != self._number]
         count = self._asked.get(log, 0)
         self._asked[log] = count + 1
-        self._ask_at[log] = now_ms + min(FETCH_AFTER_MS << min(count, 16), FETCH_PAUSE_MS_MAX)
+        self._ask_at[log] = now_ms + min(FETCH_AFTER_MS << min(count // len(others), 16), FETCH_PAUSE_MS_MAX)
         return others[count % len(others)]

@@ -12,7 +12,8 @@ Layout (integers big-endian; text is UTF-8 preceded by its u16 length):
     u16 f                             u8  ordering (2 or 3 phases)
     text application
     13 x u64, in the order of `Limits`' fields
-    u16 members, then per member      u16 number, u8 kind of log backend, 65 public key of the log
+    u16 members, then per member      u16 number, u8 kind of log backend, 65 public key of the log, and for a TPM what
+                                      was pinned at its enrolment (75 bytes, trustlog.tpm.chain)
 """
 
 import hashlib
@@ -21,6 +22,7 @@ from dataclasses import dataclass, fields
 from enum import IntEnum
 
 from replica.core import quorum
+from trustlog import TPM_PINS_SIZE, BackendKind
 
 GENESIS_TAG = b"trustlog/genesis"
 CONTEXT_TAG = b"trustlog/context"
@@ -86,11 +88,12 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A replica's identity as far as ordering is concerned: its number and its log's key."""
+    """A replica's identity as far as ordering is concerned: its number, its log's key, and what is pinned with it."""
 
     number: int
     log_kind: int
     log_public_key: bytes
+    log_pins: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +118,8 @@ class Genesis:
             problems.append("two members have the same log key")
         if any(len(m.log_public_key) != PUBLIC_KEY_SIZE for m in self.members):
             problems.append(f"a log's public key must have {PUBLIC_KEY_SIZE} bytes (uncompressed P-256 point)")
+        if any(len(m.log_pins) != (TPM_PINS_SIZE if m.log_kind == BackendKind.TPM else 0) for m in self.members):
+            problems.append(f"a TPM's log, and no other, has pins of {TPM_PINS_SIZE} bytes")
         for label, text in (("name", self.name), ("application", self.application)):
             if not 1 <= len(text.encode()) <= TEXT_SIZE_MAX:
                 problems.append(f"{label} must have 1 to {TEXT_SIZE_MAX} bytes")
@@ -137,7 +142,7 @@ class Genesis:
         parts += [struct.pack(">HB", self.f, self.ordering), _text(self.application)]
         parts += [struct.pack(">Q", getattr(self.limits, f.name)) for f in fields(Limits)]
         parts.append(struct.pack(">H", self.n))
-        parts += [struct.pack(">HB", m.number, m.log_kind) + m.log_public_key for m in self.members]
+        parts += [struct.pack(">HB", m.number, m.log_kind) + m.log_public_key + m.log_pins for m in self.members]
         return b"".join(parts)
 
     def cluster_id(self) -> bytes:

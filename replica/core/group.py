@@ -1,6 +1,6 @@
 """A group of entries as it is stored and sent: the attestation and the payloads that it covers.
 
-    170 append statement        64 signature (ECDSA P-256, raw r and s)
+    170 append statement        64 signature (ECDSA P-256, raw r and s); a TPM's proof: 209
     u16 count, from 1           count x u32 payload length        the payloads
 
 The digests are not sent: whoever holds the payloads computes them. A group proves by itself that its author said
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from replica.core.genesis import Limits
 from replica.core.layout import LayoutError
-from trustlog import APPEND_SIZE, Attestation
+from trustlog import ATTESTATION_SIZE_MAX, Attestation
 
-GROUP_HEADER_SIZE = APPEND_SIZE + 64 + 2
+GROUP_HEADER_SIZE_MAX = ATTESTATION_SIZE_MAX + 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +26,28 @@ class Group:
     payloads: tuple[bytes, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class VerifiedGroup:
+    """A group of replica `author`'s log whose attestation was verified (signature, log, epoch, context, digests).
+
+    first and last are indexes from 1; the heads are 32 bytes; `raw` is the group in the layout above. counted: the log
+    counts its indexes itself, so that another group at one of them proves it broken. A TPM does not: its host can have
+    anything attested, but only one group that continues a head (trustlog.tpm.chain).
+    """
+
+    author: int
+    first: int
+    last: int
+    head_before: bytes
+    head_after: bytes
+    payloads: tuple[bytes, ...]
+    raw: bytes
+    counted: bool = True
+
+
 def payload_bytes(group_raw: bytes) -> bytes:
     """Return the part of a group after its attestation: count, lengths, payloads."""
-    return group_raw[APPEND_SIZE + 64 :]
+    return group_raw[len(Attestation.of_group(group_raw).raw) :]
 
 
 def encode_payloads(payloads: tuple[bytes, ...]) -> bytes:
@@ -39,12 +58,12 @@ def encode_payloads(payloads: tuple[bytes, ...]) -> bytes:
 
 def encode_group(attestation: Attestation, payloads: bytes) -> bytes:
     """Return a group's bytes from its attestation and `encode_payloads`' result."""
-    return attestation.statement + attestation.signature + payloads
+    return attestation.raw + payloads
 
 
 def decode_payloads(raw: bytes, start: int, limits: Limits) -> tuple[bytes, ...]:
     """Read count, lengths and payloads from `start` to the end; LayoutError if they are not exactly there."""
-    if len(raw) > limits.group_bytes_max + GROUP_HEADER_SIZE + 4 * limits.group_entries_max:
+    if len(raw) > limits.group_bytes_max + GROUP_HEADER_SIZE_MAX + 4 * limits.group_entries_max:
         raise LayoutError(f"a group of {len(raw)} bytes, the limit is {limits.group_bytes_max}")
     if len(raw) < start + 2:
         raise LayoutError(f"a group of {len(raw)} bytes is too short")
@@ -66,5 +85,5 @@ def decode_payloads(raw: bytes, start: int, limits: Limits) -> tuple[bytes, ...]
 
 def decode_group(raw: bytes, limits: Limits) -> Group:
     """Take a group apart; nothing is verified here. LayoutError if the bytes are not laid out as documented."""
-    payloads = decode_payloads(raw, APPEND_SIZE + 64, limits)
-    return Group(raw, Attestation(raw[:APPEND_SIZE], raw[APPEND_SIZE : APPEND_SIZE + 64]), payloads)
+    attestation = Attestation.of_group(raw)
+    return Group(raw, attestation, decode_payloads(raw, len(attestation.raw), limits))

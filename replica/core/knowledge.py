@@ -1,11 +1,14 @@
 """What a replica knows from the logs that it has read: durable, attested, in order. Nothing else is counted."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from replica.core.genesis import Genesis
 from replica.core.logstate import LogState, initial_states
 from replica.core.requests import RequestQueue
+from replica.core.results import ResultBook
 from replica.core.slots import SlotBook
+from replica.core.snapshot import Snapshot
 
 
 @dataclass(slots=True)
@@ -14,14 +17,19 @@ class Knowledge:
 
     own_digests: D of checkpoints executed here, by slot, from the stable one on.
     blind: logs that are read no further, because their authors broke a rule or their trusted part is broken.
+    cut_lags: the present view's primary leaves the agreed cut too far behind. cut_offered: returns the cut that a
+    proposal made now carries.
     """
 
     genesis: Genesis
     states: list[LogState]
     slots: SlotBook
     requests: RequestQueue
+    results: ResultBook
     own_digests: dict[int, bytes] = field(default_factory=dict)
     blind: set[int] = field(default_factory=set)
+    cut_lags: bool = False
+    cut_offered: Callable[[], tuple[int, ...]] = tuple
     stable: int = 0
     executed: int = 0
     now_ms: int = 0
@@ -35,4 +43,16 @@ def initial_knowledge(genesis: Genesis) -> Knowledge:
         initial_states(genesis.n),
         SlotBook(genesis.ordering, genesis.f),
         RequestQueue(genesis.limits),
+        ResultBook(genesis),
     )
+
+
+def knowledge_from(genesis: Genesis, snapshot: Snapshot) -> Knowledge:
+    """Return what is known to a replica that begins with a snapshot: as if it had read every log up to the cut."""
+    slots = SlotBook(genesis.ordering, genesis.f)
+    slots.resume(snapshot.states, snapshot.batches)
+    states = [state.copy() for state in snapshot.states]
+    slot = snapshot.header.slot
+    queue = RequestQueue(genesis.limits)
+    # What this replica did not execute itself it has no results of.
+    return Knowledge(genesis, states, slots, queue, ResultBook(genesis), stable=slot, executed=slot)

@@ -2,9 +2,28 @@
 
 Structural rules read only these fields, and of these only what is never pruned, so all correct replicas judge a log
 alike and stop at the same index of a bad one. `votes` and `commits` are pruned below the stable checkpoint.
+
+Layout, for checkpoints (integers u64 big-endian unless noted; an absent slot is 0, which no entry can name):
+
+    u16 author      position, view      u8 suspected      last_vote, last_commit, last_checkpoint, top
+    u32 openings    x (view, base, top)                       views ascending
+    u32 departures  x (view, index, last_checkpoint, top)     views ascending
+    u32 votes       x (slot, view, 32 digest)                 slots, then views ascending
+    u32 commits     likewise
+    u64 results     RESULTs since the last CHECKPOINT; left out if there are none
 """
 
+import struct
 from dataclasses import dataclass, field
+from typing import Self
+
+from replica.core.layout import DIGEST_SIZE, U64, LayoutError, Reader
+
+_FIELDS = struct.Struct(">HQQBQQQQ")
+_COUNT = struct.Struct(">I")
+_OPENING = struct.Struct(">QQQ")
+_DEPARTURE = struct.Struct(">QQQQ")
+_VOTE = struct.Struct(">QQ32s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +65,7 @@ class LogState:
     view_change_at: dict[int, Departure] = field(default_factory=dict)
     votes: dict[int, dict[int, bytes]] = field(default_factory=dict)
     commits: dict[int, dict[int, bytes]] = field(default_factory=dict)
+    results: int = 0  # RESULTs since the last CHECKPOINT
 
     @property
     def wants(self) -> int:
@@ -67,6 +87,7 @@ class LogState:
             view_change_at=dict(self.view_change_at),
             votes={slot: dict(by_view) for slot, by_view in self.votes.items()},
             commits={slot: dict(by_view) for slot, by_view in self.commits.items()},
+            results=self.results,
         )
 
     def vote(self, view: int, slot: int, digest: bytes) -> None:
@@ -79,6 +100,55 @@ class LogState:
         for kept in (self.votes, self.commits):
             for old in [s for s in kept if s <= slot]:
                 del kept[old]
+
+    def drop_views(self, below: int) -> None:
+        """Forget openings of and departures for views below `below`, which nobody can name any more."""
+        for views in (self.opened, self.view_change_at):
+            for old in [view for view in views if view < below]:
+                del views[old]
+
+    def encode(self) -> bytes:
+        """Return the documented layout."""
+        numbers = (self.last_vote or 0, self.last_commit or 0, self.last_checkpoint, self.top)
+        parts = [_FIELDS.pack(self.author, self.position, self.view, self.suspected, *numbers)]
+        parts.append(_COUNT.pack(len(self.opened)))
+        parts += [_OPENING.pack(view, o.base, o.top) for view, o in sorted(self.opened.items())]
+        parts.append(_COUNT.pack(len(self.view_change_at)))
+        departures = sorted(self.view_change_at.items())
+        parts += [_DEPARTURE.pack(view, d.index, d.last_checkpoint, d.top) for view, d in departures]
+        for kept in (self.votes, self.commits):
+            said = [(slot, view, kept[slot][view]) for slot in sorted(kept) for view in sorted(kept[slot])]
+            parts.append(_COUNT.pack(len(said)))
+            parts += [_VOTE.pack(*vote) for vote in said]
+        if self.results:
+            parts.append(U64.pack(self.results))
+        return b"".join(parts)
+
+    @classmethod
+    def decode(cls, raw: bytes) -> Self:
+        """Decode the documented layout; LayoutError if these bytes are not exactly that."""
+        reader = Reader(raw)
+        author, position, view, suspected, *numbers = _FIELDS.unpack(reader.take(_FIELDS.size))
+        last_vote, last_commit, last_checkpoint, top = numbers
+        state = cls(author, position, view, bool(suspected), last_vote or None, last_commit or None)
+        state.last_checkpoint, state.top = last_checkpoint, top
+        for _ in range(reader.u32()):
+            at, base, opening_top = _OPENING.unpack(reader.take(_OPENING.size))
+            state.opened[at] = Opening(base, opening_top)
+        for _ in range(reader.u32()):
+            at, *departure = _DEPARTURE.unpack(reader.take(_DEPARTURE.size))
+            state.view_change_at[at] = Departure(*departure)
+        for kept in (state.votes, state.commits):
+            for _ in range(reader.u32()):
+                slot, at, digest = reader.u64(), reader.u64(), reader.take(DIGEST_SIZE)
+                kept.setdefault(slot, {})[at] = digest
+        if reader.left():
+            state.results = reader.u64()
+        reader.finish()
+        # One state, one layout: what is not ascending, or says something twice, is not taken.
+        if state.encode() != raw:
+            raise LayoutError("a log's reduced state that is not in canonical order")
+        return state
 
     def check(self) -> None:
         """Raise RuntimeError if an invariant is broken."""

@@ -8,17 +8,29 @@ What is counted, executed and answered comes only from `Knowledge`, which holds 
 written next is the pen's business (`replica.core.pen`).
 """
 
-from collections import Counter
-from collections.abc import Callable
-
 from replica.application import Application
 from replica.core.batch import NULL_BATCH, Batch
 from replica.core.carry import Carry, carry
-from replica.core.entries import Checkpoint, Commit, Entry, NewView, Prepare, PrePrepare, ViewChange, decode_entry
-from replica.core.envelope import Envelope
+from replica.core.catchup import CatchUp
+from replica.core.checkpoints import Checkpoints
+from replica.core.cut import AgreedCut
+from replica.core.entries import (
+    Checkpoint,
+    Commit,
+    Entry,
+    NewView,
+    Prepare,
+    PrePrepare,
+    SlotResult,
+    VerifyEnvelope,
+    ViewChange,
+    decode_judged,
+)
 from replica.core.events import (
+    Answer,
     Append,
     Appended,
+    CheckpointOffered,
     Effect,
     Event,
     Executed,
@@ -26,39 +38,51 @@ from replica.core.events import (
     Forked,
     GroupReceived,
     Halt,
+    HeadsReceived,
+    KnownBroken,
     Lied,
+    PeerHolds,
+    Persist,
+    Recovered,
     Refuse,
     Relay,
     RequestReceived,
+    ResultAsked,
     Send,
     Stable,
+    Taken,
     Tick,
-    VerifiedGroup,
     ViewEntered,
     ViewOpened,
 )
 from replica.core.execution import Executor
-from replica.core.fetching import Fetcher
 from replica.core.genesis import Genesis
+from replica.core.group import VerifiedGroup
 from replica.core.inbox import Arrival, Inbox
-from replica.core.knowledge import initial_knowledge
+from replica.core.inspection import Inspection
+from replica.core.knowledge import initial_knowledge, knowledge_from
 from replica.core.layout import LayoutError
 from replica.core.patience import Patience
 from replica.core.pen import Pen
-from replica.core.quorum import is_quorum, primary
 from replica.core.requests import QueueFullError, Waiting
 from replica.core.rules import Reading, Violation, Wait, apply_entry, apply_opening, judge
+from replica.core.snapshot import MilestoneRule, Snapshot
 
+# No limit on what is read and executed in one call, unless the shell sets one.
+UNLIMITED = 1 << 62
 # A request is handed to the primary again when it is not executed for a while, each time for twice as long.
 RELAY_PAUSE_MS_MAX = 10_000
-VerifyEnvelope = Callable[[Envelope], bool]
 
 
-class ReplicaCore:
+class ReplicaCore(Inspection):
     """One replica's protocol state.
 
     genesis: the agreed values. number: this replica's. heads: every log's head before its first entry, 32 bytes each.
     verify_envelope: says whether an envelope's signature is its client's; a pure function of the bytes.
+    snapshot: the state to begin with, instead of with nothing.
+
+    work_max may be set: entries that one call of `handle` reads, and operations that it executes, at the most; while
+    `has_more`, call it again. What waits is as if it had not arrived yet.
     """
 
     def __init__(
@@ -69,95 +93,54 @@ class ReplicaCore:
         heads: list[bytes],
         verify_envelope: VerifyEnvelope,
         patience: Patience | None = None,
+        *,
+        snapshot: Snapshot | None = None,
+        milestones: MilestoneRule | None = None,
     ) -> None:
         self.genesis = genesis
         self.number = number
         self.cluster_id = genesis.cluster_id()
-        self.executor = Executor(application, genesis.limits)
         self.patience = patience or Patience()
-        self.stable_digest: bytes | None = None
+        self.stable_digest: bytes | None = None if snapshot is None else snapshot.header.digest
         self.halted: str | None = None
         self.exposed: dict[int, Violation] = {}
-        self.refusals = Counter[str]()
         self._verify_envelope = verify_envelope
-        self._known = initial_knowledge(genesis)
+        if snapshot is None:
+            self.executor = Executor(application, genesis.limits)
+            self._known = initial_knowledge(genesis)
+        else:
+            self.executor = snapshot.executor
+            self._known = knowledge_from(genesis, snapshot)
+            heads = list(snapshot.header.heads)
+        ends = [state.position for state in self._known.states]
+        self._inboxes = [Inbox(head, received=end, seen=end) for head, end in zip(heads, ends, strict=True)]
         self._pen = Pen(number, self._known, self.patience)
-        self._inboxes = [Inbox(head) for head in heads]
-        self._fetcher = Fetcher(number, genesis.n)
+        self._catch_up = CatchUp(number, genesis, self._inboxes, self.executor)
+        self.refusals = self._catch_up.refusals  # one count
+        self._cut = AgreedCut(self._known.states, heads)
+        rule = milestones or MilestoneRule()
+        self._checkpoints = Checkpoints(genesis, rule, self._cut, self._known.own_digests, self.patience.cut_ms)
+        if snapshot is not None:
+            self._checkpoints.begin(snapshot.header.slot, snapshot.header.digest)
+        self._known.cut_offered = self._cut.ends_of_groups
         self._heard_entry: dict[int, Entry] = {}
-        self._checkpoints: dict[int, dict[int, tuple[int, bytes]]] = {}  # slot -> log -> (index, D)
+        self.work_max = UNLIMITED
+        self.has_more = False
+        self._left = UNLIMITED
         self._appending = False
+        self._ahead: VerifiedGroup | None = None  # of the own log, beyond its end
         self._live = False
         self._effects: list[Effect] = []
-
-    # What the shell may look at.
-
-    @property
-    def view(self) -> int:
-        """The view this replica is in."""
-        return self._pen.view
-
-    @property
-    def stable(self) -> int:
-        """The slot of the newest stable checkpoint."""
-        return self._known.stable
-
-    @property
-    def suspects(self) -> bool:
-        """Say whether this replica has lost patience with its view."""
-        return self._pen.state.suspected
-
-    @property
-    def is_open(self) -> bool:
-        """Say whether the present view's primary may propose, as far as was read here."""
-        return self.view in self._known.states[self.primary].opened
-
-    @property
-    def primary(self) -> int:
-        """The number of the present view's primary."""
-        return primary(self.view, self.genesis.n)
-
-    @property
-    def executed(self) -> int:
-        """The highest slot executed here."""
-        return self.executor.slot
-
-    @property
-    def is_appending(self) -> bool:
-        """Say whether an Append is not yet answered."""
-        return self._appending
-
-    def received(self, log: int) -> int:
-        """Return the index up to which `log` arrived here without gaps."""
-        return self._inboxes[log].received
-
-    def read(self, log: int) -> int:
-        """Return the index up to which `log` was read."""
-        return self._known.states[log].position
-
-    def head(self, log: int) -> bytes:
-        """Return the chain's head of `log` where it arrived without gaps."""
-        return self._inboxes[log].head
-
-    def unread(self, log: int) -> int:
-        """Return how many entries of `log` arrived and are not read yet."""
-        return len(self._inboxes[log].unread)
-
-    @property
-    def requests_waiting(self) -> int:
-        """Return how many requests wait here to be executed."""
-        return len(self._known.requests)
-
-    def waiting_for(self, log: int) -> str | None:
-        """Return what the next entry of `log` waits for, in words, or None."""
-        wait = self._fetcher.waits.get(log)
-        return None if wait is None else wait.why
 
     def handle(self, *events: Event) -> list[Effect]:
         """Take events, in this order; return what must be done about them, in this order.
 
         Events that arrived together are best handed in together: what they make this replica say is one group.
         """
+        self._left = self.work_max
+        if self.has_more:
+            self.has_more = False
+            self._read_logs()
         for event in events:
             if self.halted is not None:
                 break
@@ -169,8 +152,12 @@ class ReplicaCore:
                 self._on_request(event)
             elif isinstance(event, Tick):
                 self._on_tick(event)
+            elif isinstance(event, ResultAsked):
+                asked = self._known.results.ask(event, self._pen.state, self.executed, live=self._live)
+                self._effects.extend(asked)
             else:
-                self._on_recovered()
+                self._on_answer(event)
+        self._come_home()
         self._say_what_is_owed()
         effects, self._effects = self._effects, []
         return effects
@@ -178,31 +165,42 @@ class ReplicaCore:
     # Events
 
     def _on_group(self, group: VerifiedGroup) -> None:
+        inbox = self._inboxes[group.author]
         if group.author == self.number and self._live:
             # Own entries come back through Appended; from others only what this log never said could differ.
-            if group.last > self._inboxes[self.number].received and not self._appending:
-                self._halt_rolled_back(group)
+            if group.last > inbox.received:
+                self._ahead = group
+                self._check_ahead()
             return
         if group.author in self.exposed:
             return
-        arrival = self._inboxes[group.author].arrive(group)
+        arrival = inbox.arrive(group)
         if arrival not in {Arrival.TAKEN, Arrival.EARLY}:
             self.refusals[f"group-{arrival.value}"] += 1
         if arrival is Arrival.FORKED:
-            other = self._inboxes[group.author].contradiction or group
-            self.exposed[group.author] = Violation("forked", "two attestations contradict each other")
-            self._known.blind.add(group.author)
-            self._fetcher.moved(group.author)
+            other = inbox.contradiction or group
+            # What came just before may be the other half of the evidence: it is kept, and not read.
+            self._effects.extend(Taken(taken) for taken in inbox.collect())
+            self._on_broken(group.author)
             self._effects.append(Forked(group.author, other.first, other))
         elif arrival is Arrival.TAKEN:
-            self._fetcher.arrived(group.author)
+            self._effects.extend(Taken(taken) for taken in inbox.collect())
+            self._catch_up.fetcher.arrived(group.author)
             self._read_logs()
+
+    def _on_broken(self, log: int) -> None:
+        self.exposed[log] = Violation("forked", "two attestations contradict each other")
+        self._known.blind.add(log)
+        self._catch_up.fetcher.moved(log)
 
     def _on_appended(self, group: VerifiedGroup) -> None:
         self._appending = False
-        if self._inboxes[self.number].arrive(group) is not Arrival.TAKEN:
+        own = self._inboxes[self.number]
+        if own.arrive(group) is not Arrival.TAKEN:
             self._halt("the trusted log's answer does not continue this replica's own log")
             return
+        own.collect()
+        self._check_ahead()
         self._read_logs()
 
     def _on_request(self, event: RequestReceived) -> None:
@@ -210,6 +208,10 @@ class ReplicaCore:
         known = self.executor.known_reply(envelope)
         if known is not None:
             self._effects.append(Send(envelope.client, known))
+            return
+        if event.relayed and self._known.requests.was_executed(envelope, self._known.now_ms):
+            # What has no effect leaves no trace in the client table, and would be ordered again and again while relays
+            # of it are under way. Not never: who relayed it may have skipped its execution, by a transfer.
             return
         try:
             waiting = self._known.requests.add(envelope, self._known.now_ms)
@@ -223,7 +225,7 @@ class ReplicaCore:
     def _on_tick(self, event: Tick) -> None:
         self._known.now_ms = event.now_ms
         self._known.wall_ms = event.wall_ms
-        self._effects.extend(self._fetcher.due(event.now_ms, self._inboxes, self.exposed))
+        self._effects.extend(self._catch_up.due(event.now_ms, self.exposed))
         if self.primary == self.number or self.primary in self.exposed:
             return
         for waiting in self._known.requests:
@@ -236,18 +238,36 @@ class ReplicaCore:
         waiting.relay_pause_ms = min(2 * waiting.relay_pause_ms, RELAY_PAUSE_MS_MAX)
         self._effects.append(Relay(self.primary, waiting.envelope))
 
-    def _on_recovered(self) -> None:
-        own = self._inboxes[self.number]
-        if own.unread or own.received < own.seen or self.number in self.exposed:
-            missing = "a rule broken" if self.number in self.exposed else "it is missing"
-            why = self.waiting_for(self.number) or missing
-            self._halt(
-                f"entry {self._known.states[self.number].position + 1} of this replica's own log cannot be read again "
-                f"({why}): its store lost what that entry depends on; restore the store or replace the replica"
-            )
+    def _on_answer(self, event: Answer) -> None:
+        catch_up, now_ms = self._catch_up, self._known.now_ms
+        if isinstance(event, Recovered):
+            catch_up.homecoming.begin(event.last, event.head)
+            self._effects.extend(catch_up.due(now_ms, self.exposed))
+        elif isinstance(event, PeerHolds):
+            self._effects.extend(catch_up.peer_holds(event, now_ms))
+        elif isinstance(event, CheckpointOffered):
+            self._effects.extend(catch_up.offered(event, now_ms))
+        elif isinstance(event, HeadsReceived):
+            self._effects.extend(catch_up.heads(event, self.exposed, now_ms))
+        elif isinstance(event, KnownBroken):
+            self._on_broken(event.log)
+        else:
+            self._effects.extend(catch_up.part(event, now_ms))
+
+    def _come_home(self) -> None:
+        """Begin to speak as soon as the own log is whole and f peers know of no more of it."""
+        if self._live or self.halted is not None:
             return
-        self._pen.resume()
-        self._live = True
+        own, homecoming = self._inboxes[self.number], self._catch_up.homecoming
+        contradiction = homecoming.contradiction(own)
+        if contradiction is not None:
+            self._halt(contradiction)
+        elif self.number in self.exposed:
+            why = self.exposed[self.number].text
+            self._halt(f"this replica's own log breaks a rule ({why}); replace the replica with a new log")
+        elif homecoming.missing(own) is None:
+            self._pen.resume()
+            self._live = True
 
     # Reading
 
@@ -257,10 +277,17 @@ class ReplicaCore:
         while moved and self.halted is None:
             moved = False
             for log in range(self.genesis.n):
-                while self._inboxes[log].unread and log not in self.exposed and self._read_next(log):
+                while self._inboxes[log].unread and log not in self.exposed and self._may(log) and self._read_next(log):
                     moved = True
             if self._execute_decided():
                 moved = True
+
+    def _may(self, log: int | None = None) -> bool:
+        """Say whether to go on in this call; with the own log always, whose entries what is said next builds on."""
+        if self._left > 0 or log == self.number:
+            return True
+        self.has_more = True
+        return False
 
     def _read_next(self, log: int) -> bool:
         """Read the next entry of `log`; return False if it must wait or broke a rule."""
@@ -276,18 +303,20 @@ class ReplicaCore:
             return self._stop_reading(log, index, verdict, group)
         if isinstance(verdict, Wait):
             self._heard_entry[log] = entry
-            self._fetcher.waiting(log, verdict, self._known.now_ms)
+            self._catch_up.fetcher.waiting(log, verdict, self._known.now_ms)
             return False
+        self._left -= 1
         self._heard_entry.pop(log, None)
-        self._fetcher.moved(log)
+        self._catch_up.fetcher.moved(log)
         self._inboxes[log].pop()
         carried = carry(entry, self._known.states, self.stable) if isinstance(entry, NewView) else None
         apply_entry(state, entry)
+        self._cut.read(log, entry, carried, group.head_after if index == group.last else None)
         if isinstance(entry, PrePrepare | Prepare | Commit) and entry.slot <= self.stable:
             # A log that is read late speaks of slots that are long stable; nothing of that is kept.
             state.prune(self.stable)
         if carried is None:
-            self._count(log, index, entry)
+            self._count(log, index, entry, group)
         else:
             self._open_view(log, state.view, carried)
         return True
@@ -296,9 +325,9 @@ class ReplicaCore:
         """Read `log` no further: its author broke a rule with entry `index`."""
         self.exposed[log] = why
         self._known.blind.add(log)
-        self._fetcher.moved(log)
+        self._catch_up.fetcher.moved(log)
         self._effects.append(Exposed(log, index, why, group))
-        if log == self.number and self._live:
+        if log == self.number and self._live:  # otherwise seen in _come_home
             self._halt(f"entry {index} of this replica's own log breaks a rule ({why.text}); report this")
         return False
 
@@ -312,14 +341,9 @@ class ReplicaCore:
 
     def _decode(self, payload: bytes) -> Entry:
         """Decode an entry and verify what its batch holds: a pure function of the payload."""
-        entry = decode_entry(payload, self.genesis, self.cluster_id)
-        if isinstance(entry, PrePrepare):
-            for place, envelope in enumerate(entry.batch.envelopes):
-                if not self._verify_envelope(envelope):
-                    raise LayoutError(f"envelope {place} of the batch has an invalid signature")
-        return entry
+        return decode_judged(payload, self.genesis, self.cluster_id, self._verify_envelope)
 
-    def _count(self, log: int, index: int, entry: Entry) -> None:
+    def _count(self, log: int, index: int, entry: Entry, group: VerifiedGroup) -> None:
         true = True
         if isinstance(entry, PrePrepare):
             if entry.slot > self.stable:
@@ -329,22 +353,27 @@ class ReplicaCore:
         elif isinstance(entry, Commit):
             true = self._known.slots.commit(log, entry.view, entry.slot, entry.digest)
         elif isinstance(entry, Checkpoint):
-            self._count_checkpoint(log, index, entry)
+            self._count_checkpoint(log, index, entry, group)
+        elif isinstance(entry, SlotResult):
+            self._count_result(log, index, entry, group)
         elif isinstance(entry, ViewChange) and log == self.number:
+            self._checkpoints.begin_view()
             self._effects.append(ViewEntered(entry.view))
         if not true:
             self._effects.append(Lied(log, index, "a vote for what was not proposed there"))
 
-    def _count_checkpoint(self, log: int, index: int, entry: Checkpoint) -> None:
-        if entry.slot <= self.stable:
-            if entry.slot == self.stable and entry.digest != self.stable_digest:
-                self._effects.append(Lied(log, index, "a checkpoint that differs from the stable one"))
-            return
-        said = self._checkpoints.setdefault(entry.slot, {})
-        said[log] = (index, entry.digest)
-        agreeing = sum(1 << other for other, (_, digest) in said.items() if digest == entry.digest)
-        if is_quorum(agreeing, self.genesis.f):
-            self._become_stable(entry.slot, entry.digest)
+    def _count_checkpoint(self, log: int, index: int, entry: Checkpoint, group: VerifiedGroup) -> None:
+        if entry.slot > self.stable:
+            if self._checkpoints.say(log, index, entry, group):
+                self._become_stable(entry.slot, entry.digest)
+        elif entry.slot == self.stable and entry.digest != self.stable_digest:
+            self._effects.append(Lied(log, index, "a checkpoint that differs from the stable one"))
+
+    def _count_result(self, log: int, index: int, entry: SlotResult, group: VerifiedGroup) -> None:
+        if log == self.number:
+            self._effects.extend(self._known.results.said(entry, index, group))
+        elif not self._known.results.agrees(entry):
+            self._effects.append(Lied(log, index, "a RESULT that is not what executing its slot gave here"))
 
     def _become_stable(self, slot: int, digest: bytes) -> None:
         if self._known.own_digests[slot] != digest:
@@ -356,25 +385,27 @@ class ReplicaCore:
         self._known.stable = slot
         self.stable_digest = digest
         self._known.slots.prune(slot)
+        lowest = self._cut.lowest_view
         for state in (*self._known.states, self._pen.state):
             state.prune(slot)
-        for log, (index, said) in sorted(self._checkpoints[slot].items()):
-            if said != digest:
-                self._effects.append(Lied(log, index, "a checkpoint that differs from the stable one"))
-        for old in [s for s in self._checkpoints if s <= slot]:
-            del self._checkpoints[old]
-        # The own CHECKPOINT(slot) may still be owed: others can make a slot stable before this replica says so, and
-        # a log that skipped it could never commit past the votes pruned here.
-        for old in [s for s in self._known.own_digests if s < slot]:
-            del self._known.own_digests[old]
+            state.drop_views(lowest)
+        liars, milestone = self._checkpoints.stable(slot, digest)
+        for log, index in liars:
+            self._effects.append(Lied(log, index, "a checkpoint that differs from the stable one"))
         self._effects.append(Stable(slot, digest))
+        if milestone is not None:
+            self._effects.append(Persist(milestone))
 
     # Executing
 
     def _execute_decided(self) -> bool:
         done = False
         while self.halted is None and (batch := self._known.slots.decided(self.executed + 1)) is not None:
+            if not self._may():
+                break
+            before = self.executor.operations
             self._execute(self.executed + 1, batch)
+            self._left -= 1 + self.executor.operations - before
             done = True
         return done
 
@@ -382,11 +413,12 @@ class ReplicaCore:
         replies = self.executor.execute(slot, batch)
         self._known.executed = slot
         for envelope in batch.envelopes:
-            self.patience.executed(self._known.requests.executed(envelope))
+            self.patience.executed(self._known.requests.executed(envelope, self._known.now_ms))
         answered = self._drop_what_is_answered(batch)
-        if slot % self.genesis.limits.checkpoint_interval == 0:
-            self._known.own_digests[slot] = self.executor.digest()
+        if self._checkpoints.executed(slot, batch, self.executor, self._known.slots) is not None:
+            self._known.cut_lags = self._checkpoints.cut_lags(self._cut.ends_of_groups(), self._known.now_ms)
         self._effects.append(Executed(slot, batch))
+        self._effects.extend(self._known.results.executed(slot, batch, replies))
         if self._live:
             self._effects.extend(Send(reply.client, reply.raw) for reply in replies)
             self._effects.extend(answered)
@@ -423,8 +455,13 @@ class ReplicaCore:
         self.halted = reason
         self._effects.append(Halt(reason))
 
-    def _halt_rolled_back(self, group: VerifiedGroup) -> None:
-        self._halt(
-            f"a peer holds entry {group.last} of this replica's own log, which ends at "
-            f"{self._inboxes[self.number].received} here: its trusted state was rolled back"
-        )
+    def _check_ahead(self) -> None:
+        """Halt if a group of the own log lies beyond its end; what is being appended may come back early."""
+        end = self._inboxes[self.number].received
+        if self._ahead is not None and not self._appending and self._ahead.last > end:
+            self._halt(
+                f"a peer holds entry {self._ahead.last} of this replica's own log, which ends at {end} here: "
+                "its trusted state was rolled back; it must not speak again: replace this replica with a new log"
+            )
+        elif self._ahead is not None and self._ahead.last <= end:
+            self._ahead = None

@@ -10,13 +10,16 @@ long enough. There is no upper bound, because a bound would assume one on the ne
 """
 
 PATIENCE_FIRST_MS = 1000
+# The agreed cut may lag for so many first patiences before the primary is suspected for it.
+CUT_PATIENCES = 60
 
 
 class Patience:
     """One replica's patience; times in milliseconds of a clock that never goes back."""
 
-    def __init__(self, first_ms: int = PATIENCE_FIRST_MS) -> None:
+    def __init__(self, first_ms: int = PATIENCE_FIRST_MS, cut_patiences: int = CUT_PATIENCES) -> None:
         self.first_ms = first_ms
+        self.cut_ms = cut_patiences * first_ms
         self.present_ms = first_ms
         self._view_began_ms = 0
         self._executed_something = False

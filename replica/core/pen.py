@@ -6,7 +6,7 @@ a whole or not at all, so a COMMIT may follow the own vote that completes its qu
 counted elsewhere, from entries that have come back durable and attested.
 
 Order (design section 4.2): VIEW-CHANGE if q replicas want it; SUSPECT if patience ended; CHECKPOINT; NEW-VIEW; COMMIT;
-PREPARE or PRE-PREPARE. CHECKPOINT before votes means that no vote is at or below the own checkpoint.
+PREPARE or PRE-PREPARE; RESULT. CHECKPOINT before votes means that no vote is at or below the own checkpoint.
 """
 
 from collections.abc import Iterator
@@ -21,6 +21,7 @@ from replica.core.entries import (
     Prepare,
     PrePrepare,
     Reference,
+    SlotResult,
     Suspect,
     ViewChange,
 )
@@ -30,7 +31,7 @@ from replica.core.knowledge import Knowledge
 from replica.core.logstate import LogState, Opening
 from replica.core.patience import Patience
 from replica.core.quorum import primary
-from replica.core.rules import apply_entry, apply_opening, next_commit, next_vote
+from replica.core.rules import apply_entry, apply_opening, next_commit, next_vote, results_max
 
 
 class Pen:
@@ -65,10 +66,13 @@ class Pen:
     def _apply(self, entry: Entry) -> None:
         carried = carry(entry, self._states(), self._known.stable) if isinstance(entry, NewView) else None
         apply_entry(self.state, entry)
-        if isinstance(entry, ViewChange):
+        if isinstance(entry, SlotResult):
+            del self._known.results.due[entry.slot]
+        elif isinstance(entry, ViewChange):
             # At once, not when it comes back: the next entry of this very group is judged in the new view.
             self._patience.enter_view(self._known.now_ms)
             self._known.requests.begin_view(())
+            self._known.cut_lags = False
         elif carried is not None:
             apply_opening(self.state, self.view, carried)
             self._known.requests.begin_view(self._carried_envelopes(carried))
@@ -88,8 +92,10 @@ class Pen:
     def _next(self, size: int) -> Entry | None:
         """Return the next entry that is owed, given `size` bytes already in the group."""
         change = self._owed_view_change() or self._owed_suspicion() or self._owed_checkpoint()
-        if change is not None:
-            return change
+        return change or self._owed_ordering(size) or self._owed_result()
+
+    def _owed_ordering(self, size: int) -> Entry | None:
+        """Return what the present view wants next."""
         proposer = primary(self.view, self._known.genesis.n)
         opening = self._states()[proposer].opened.get(self.view)
         if opening is None:
@@ -111,11 +117,12 @@ class Pen:
     def _owed_suspicion(self) -> Suspect | None:
         if self.state.suspected:
             return None
-        # A primary whose log stopped at a violation can do nothing more here, requests or not.
+        # A primary whose log stopped at a violation can do nothing more here, requests or not; one that leaves the cut
+        # behind keeps logs from being truncated.
         stopped = primary(self.view, self._known.genesis.n) in self._known.blind
         oldest = self._known.requests.oldest()
         since = None if oldest is None else oldest.since_ms
-        if stopped or self._patience.has_ended(since, self._known.now_ms):
+        if stopped or self._known.cut_lags or self._patience.has_ended(since, self._known.now_ms):
             return Suspect(self.view)
         return None
 
@@ -124,6 +131,13 @@ class Pen:
             if slot > self.state.last_checkpoint:
                 return Checkpoint(slot, self._known.own_digests[slot])
         return None
+
+    def _owed_result(self) -> SlotResult | None:
+        limits = self._known.genesis.limits
+        if self.state.results >= results_max(self._known.genesis):
+            return None
+        end = self.state.last_checkpoint + limits.window
+        return next((due for due in self._known.results.due.values() if due.slot <= end), None)
 
     def _owed_new_view(self) -> NewView | None:
         departed = [
@@ -166,5 +180,5 @@ class Pen:
         if not envelopes:
             return None
         at_cut = slot % limits.checkpoint_interval == 0
-        cut = [state.position for state in self._known.states] if at_cut else []
+        cut = self._known.cut_offered() if at_cut else ()
         return PrePrepare(self.view, slot, make_batch(self._known.wall_ms, cut, envelopes))

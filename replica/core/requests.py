@@ -12,6 +12,9 @@ from replica.core.envelope import Envelope
 from replica.core.genesis import MIB, Limits
 
 REQUESTS_MAX = 8192
+# Digests of executed requests that are remembered.
+EXECUTED_MAX = 8192
+EXECUTED_PAUSE_MS = 500
 REQUEST_BYTES_MAX = 64 * MIB
 REQUESTS_PER_CLIENT_MAX = 256
 REQUEST_BYTES_PER_CLIENT_MAX = 16 * MIB
@@ -41,6 +44,7 @@ class RequestQueue:
         self._by_client: dict[bytes, dict[bytes, Waiting]] = {}  # as above, those proposed included
         self._client_bytes: dict[bytes, int] = {}
         self._bytes = 0
+        self._executed: dict[bytes, tuple[int, int]] = {}  # digest -> how often, when last; the latest last
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -99,11 +103,19 @@ class RequestQueue:
                 self._unproposed[client] = self._unproposed.pop(client)
         return taken
 
-    def executed(self, envelope: Envelope) -> int | None:
+    def executed(self, envelope: Envelope, now_ms: int = 0) -> int | None:
         """Forget a request that was executed; return since when it waited here, or None if it did not."""
-        if not self._waiting:
-            return None
-        return self._forget(envelope.digest())
+        digest = envelope.digest()
+        times, _ = self._executed.pop(digest, (0, 0))
+        self._executed[digest] = (times + 1, now_ms)
+        if len(self._executed) > EXECUTED_MAX:
+            del self._executed[next(iter(self._executed))]
+        return self._forget(digest)
+
+    def was_executed(self, envelope: Envelope, now_ms: int) -> bool:
+        """Say whether this envelope, with or without effect, was executed lately: for each time twice as long ago."""
+        times, at_ms = self._executed.get(envelope.digest(), (0, 0))
+        return times > 0 and now_ms - at_ms < EXECUTED_PAUSE_MS << min(times, 16)
 
     def drop(self, waiting: Waiting) -> None:
         """Forget a request that needs no execution any more."""

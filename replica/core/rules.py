@@ -23,9 +23,11 @@ from replica.core.entries import (
     Checkpoint,
     Commit,
     Entry,
+    EpochMark,
     NewView,
     Prepare,
     PrePrepare,
+    SlotResult,
     Suspect,
     ViewChange,
 )
@@ -91,6 +93,9 @@ def apply_entry(state: LogState, entry: Entry) -> None:
         state.commits.setdefault(entry.slot, {})[entry.view] = entry.digest
     elif isinstance(entry, Checkpoint):
         state.last_checkpoint = entry.slot
+        state.results = 0
+    elif isinstance(entry, SlotResult):
+        state.results += 1
     elif isinstance(entry, Suspect):
         state.suspected = True
     elif isinstance(entry, ViewChange):
@@ -121,6 +126,11 @@ def next_commit(state: LogState, base: int) -> int:
     """Return the only slot that the log's author may commit next in its view; `base` is the view's base."""
     reached = base if state.last_commit is None else state.last_commit
     return max(reached, state.last_checkpoint) + 1
+
+
+def results_max(genesis: Genesis) -> int:
+    """Return how many RESULTs a log may hold between two CHECKPOINTs: one for each slot of a window."""
+    return genesis.limits.window
 
 
 def highest_own_vote(state: LogState) -> int:
@@ -222,6 +232,19 @@ def _judge_checkpoint(state: LogState, entry: Checkpoint, reading: Reading) -> V
     return None
 
 
+def _judge_result(state: LogState, entry: SlotResult, reading: Reading) -> Verdict:
+    end = state.last_checkpoint + reading.genesis.limits.window
+    if entry.slot > end:
+        return Violation("result-beyond-window", f"a RESULT of slot {entry.slot}, its author's window ends at {end}")
+    if state.results >= results_max(reading.genesis):
+        return Violation(
+            "too-many-results", f"more than {state.results} RESULTs after CHECKPOINT({state.last_checkpoint})"
+        )
+    if entry.slot > reading.executed:
+        return Wait(f"slot {entry.slot} executed here", reading.others(state.author))
+    return None
+
+
 def _judge_suspect(state: LogState, entry: Suspect, reading: Reading) -> Verdict:  # noqa: ARG001 - one signature
     wrong = _wrong_view(state, entry.view)
     if wrong is not None:
@@ -269,4 +292,6 @@ _JUDGES: dict[type, Callable[[LogState, "Entry", Reading], Verdict]] = {
     Suspect: _judge_suspect,  # type: ignore[dict-item]
     ViewChange: _judge_view_change,  # type: ignore[dict-item]
     NewView: _judge_new_view,  # type: ignore[dict-item]
+    SlotResult: _judge_result,  # type: ignore[dict-item]
+    EpochMark: lambda _state, _entry, _reading: None,
 }

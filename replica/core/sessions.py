@@ -9,6 +9,14 @@ An opening carries a nonce and the slot after which it is void. While it is not 
 its session is already evicted, so a captured opening can be replayed to no effect.
 
 Everything here is a function of the executed batches alone: no clock, no set order.
+
+The checkpoint digest covers the table as a map of records (integers big-endian), from which it can be restored:
+
+    "s", u64 slot, u32 place of a session ->
+        65  client, u64 last slot, u64 acknowledged, u32 count, count x result in the order in which they were kept:
+        u64 number, u8 status, u64 slot, u32 length, value
+    "o", 65 client, 16 nonce of an opening that is not void ->
+        u64 slot, u32 place of its session, u64 void after
 """
 
 import struct
@@ -17,8 +25,9 @@ from dataclasses import dataclass, field
 
 from sortedcontainers import SortedDict
 
-from replica.core.envelope import Open, Result, SessionId, Status
-from replica.core.genesis import MIB, Limits
+from replica.core.envelope import OPEN_NONCE_SIZE, Open, Result, SessionId, Status
+from replica.core.genesis import MIB, PUBLIC_KEY_SIZE, Limits
+from replica.core.layout import LayoutError, Reader
 from replica.core.state import BucketedMap
 
 # How far ahead of the executing slot an opening may stay valid, in checkpoint intervals.
@@ -29,7 +38,22 @@ OPENINGS_MAX = 65536
 # reply still fit a frame.
 SESSION_RESULT_BYTES_MAX = 6 * MIB
 
+_SESSION_KEY = struct.Struct(">cQI")
+_OPENING = struct.Struct(">QIQ")
+_SESSION = struct.Struct(f">{PUBLIC_KEY_SIZE}sQQI")
+_RESULT = struct.Struct(">QBQI")
+
+_STATUSES = frozenset(Status)
 _FORGOTTEN = Result(Status.FORGOTTEN, 0, b"")
+
+
+def record_bytes_max(limits: Limits) -> int:
+    """Return the size that no record of the client table exceeds.
+
+    A session keeps its newest result whatever its size, and a result fits a reply, hence a group.
+    """
+    results = max(SESSION_RESULT_BYTES_MAX, limits.group_bytes_max)
+    return _SESSION.size + limits.session_window * _RESULT.size + results
 
 
 @dataclass(slots=True)
@@ -73,11 +97,33 @@ class Session:
 
     def encode(self) -> bytes:
         """Return the record that the checkpoint digest covers."""
-        parts = [self.client, struct.pack(">QQI", self.last_slot, self.acknowledged, len(self.results))]
+        parts = [_SESSION.pack(self.client, self.last_slot, self.acknowledged, len(self.results))]
         for number, result in self.results.items():
-            parts.append(struct.pack(">QBQI", number, result.status, result.slot, len(result.value)))
+            parts.append(_RESULT.pack(number, result.status, result.slot, len(result.value)))
             parts.append(result.value)
         return b"".join(parts)
+
+    @classmethod
+    def decode(cls, session: SessionId, raw: bytes) -> "Session":
+        """Return the session with this record; LayoutError unless `encode()` of it would give `raw` again.
+
+        The order of the results is part of the record: it is the order in which they are forgotten.
+        """
+        reader = Reader(raw)
+        client, last_slot, acknowledged, count = _SESSION.unpack(reader.take(_SESSION.size))
+        decoded = cls(session, client, last_slot, acknowledged)
+        if last_slot < session.slot or acknowledged < 1:
+            raise LayoutError(f"session {session}: last slot {last_slot}, acknowledged {acknowledged}")
+        for _ in range(count):
+            number, status, slot, size = _RESULT.unpack(reader.take(_RESULT.size))
+            if number < acknowledged or number in decoded.results:
+                raise LayoutError(f"session {session}: a result of number {number} does not belong here")
+            if status not in _STATUSES:
+                raise LayoutError(f"session {session}: unknown status {status}")
+            decoded.results[number] = Result(Status(status), slot, reader.take(size))
+            decoded.result_bytes += size
+        reader.finish()
+        return decoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +146,28 @@ class ClientTable:
         self._records = BucketedMap()
         self._touched: dict[SessionId, None] = {}
 
+    @classmethod
+    def restored(cls, limits: Limits, records: BucketedMap) -> "ClientTable":
+        """Return the table with these records, which it keeps; it goes on exactly like the one they came from.
+
+        LayoutError for records that no table within `limits` has.
+        """
+        table = cls(limits)
+        for key, value in records.scan():
+            if key[:1] == b"s":
+                table._restore_session(key, value)
+            else:
+                table._restore_opening(key, value)
+        if len(table) > limits.sessions_max or len(table._openings) > OPENINGS_MAX:
+            raise LayoutError(f"{len(table)} sessions and {len(table._openings)} openings are too many")
+        table._records = records
+        return table
+
+    @property
+    def records(self) -> BucketedMap:
+        """The table as a map of records, up to date after `root()`; only the table may change it."""
+        return self._records
+
     def __len__(self) -> int:
         return len(self._sessions)
 
@@ -121,6 +189,7 @@ class ClientTable:
         for key in self._voids.pop(slot - 1, ()):
             del self._openings[key]
             self._records.delete(b"o" + key)
+        self._records.commit()
 
     def open(self, client: bytes, content: Open, slot: int, place: int) -> tuple[Status, SessionId]:
         """Execute an opening at (`slot`, `place`): OK with the session's id, or VOID, or BUSY."""
@@ -136,13 +205,11 @@ class ClientTable:
             return Status.BUSY, nowhere
         self._make_room(client)
         session = Session(SessionId(slot, place), client, slot)
-        self._sessions[session.id] = session
-        self._by_idleness[slot, session.id] = None
-        self._by_client.setdefault(client, {})[session.id] = None
+        self._add(session)
         self._touched[session.id] = None
-        self._openings[key] = _Opening(session.id, content.void_after)
-        self._voids.setdefault(content.void_after, []).append(key)
-        self._records.put(b"o" + key, struct.pack(">QIQ", slot, place, content.void_after))
+        self._remember(key, _Opening(session.id, content.void_after))
+        self._records.put(b"o" + key, _OPENING.pack(slot, place, content.void_after))
+        self._records.commit()
         return Status.OK, session.id
 
     def opened(self, client: bytes, nonce: bytes) -> SessionId | None:
@@ -152,8 +219,17 @@ class ClientTable:
 
     def root(self) -> bytes:
         """Return the 32-byte digest of the whole table, encoding only sessions touched since the last call."""
+        self._write_records()
+        return self._records.root()
+
+    def take_changes(self) -> list[tuple[bytes, bytes | None]]:
+        """Return the records that changed since the last call, as `BucketedMap.take_changes` does."""
+        self._write_records()
+        return self._records.take_changes()
+
+    def _write_records(self) -> None:
         for session_id in self._touched:
-            key = b"s" + struct.pack(">QI", session_id.slot, session_id.place)
+            key = _SESSION_KEY.pack(b"s", session_id.slot, session_id.place)
             session = self._sessions.get(session_id)
             if session is None:
                 self._records.delete(key)
@@ -161,7 +237,30 @@ class ClientTable:
                 self._records.put_unbounded(key, session.encode())
         self._touched.clear()
         self._records.commit()
-        return self._records.root()
+
+    def _restore_session(self, key: bytes, value: bytes) -> None:
+        if len(key) != _SESSION_KEY.size:
+            raise LayoutError(f"a record's key of {len(key)} bytes is no session's")
+        _, slot, place = _SESSION_KEY.unpack(key)
+        session = Session.decode(SessionId(slot, place), value)
+        self._add(session)
+        if len(self._by_client[session.client]) > self._limits.sessions_per_client_max:
+            raise LayoutError(f"a client has more than {self._limits.sessions_per_client_max} sessions")
+
+    def _restore_opening(self, key: bytes, value: bytes) -> None:
+        if key[:1] != b"o" or len(key) != 1 + PUBLIC_KEY_SIZE + OPEN_NONCE_SIZE or len(value) != _OPENING.size:
+            raise LayoutError(f"a record of {len(key)} and {len(value)} bytes is neither a session's nor an opening's")
+        slot, place, void_after = _OPENING.unpack(value)
+        self._remember(key[1:], _Opening(SessionId(slot, place), void_after))
+
+    def _add(self, session: Session) -> None:
+        self._sessions[session.id] = session
+        self._by_idleness[session.last_slot, session.id] = None
+        self._by_client.setdefault(session.client, {})[session.id] = None
+
+    def _remember(self, key: bytes, opening: _Opening) -> None:
+        self._openings[key] = opening
+        self._voids.setdefault(opening.void_after, []).append(key)
 
     def _make_room(self, client: bytes) -> None:
         mine = self._by_client.get(client, {})

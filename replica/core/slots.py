@@ -8,11 +8,13 @@ A vote or a commit for something else than what was proposed is a lie about anot
 reported, but it does not stop the log (design section 4.1, third principle).
 """
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from replica.core.batch import Batch
+from replica.core.batch import NULL_BATCH, Batch
 from replica.core.genesis import Ordering
-from replica.core.quorum import is_quorum
+from replica.core.logstate import LogState
+from replica.core.quorum import is_quorum, primary
 
 
 @dataclass(slots=True)
@@ -43,6 +45,18 @@ class SlotBook:
 
     def __len__(self) -> int:
         return len(self._slots)
+
+    def resume(self, states: Sequence[LogState], batches: Iterable[Batch]) -> None:
+        """Count what the prefixes that these states reduce hold; `batches` are those that their proposals name."""
+        by_digest = {batch.digest: batch for batch in (NULL_BATCH, *batches)}
+        for slot, view, digest, author in _votes(states, proposals=True):
+            self.propose(author, view, slot, by_digest[digest])
+        for slot, view, digest, author in _votes(states, proposals=False):
+            self.vote(author, view, slot, digest)
+        for state in states:
+            for slot, by_view in state.commits.items():
+                for view, digest in by_view.items():
+                    self.commit(state.author, view, slot, digest)
 
     def propose(self, author: int, view: int, slot: int, batch: Batch) -> None:
         """Note what the primary `author` of `view` proposed; this is its vote."""
@@ -113,3 +127,12 @@ class SlotBook:
             deciding = tally.committers & tally.voters
         if is_quorum(deciding, self._f):
             entry.decided = tally.digest
+
+
+def _votes(states: Sequence[LogState], *, proposals: bool) -> Iterator[tuple[int, int, bytes, int]]:
+    """Yield (slot, view, digest, author) of what primaries proposed, or of what the others voted for."""
+    for state in states:
+        for slot, by_view in state.votes.items():
+            for view, digest in by_view.items():
+                if (primary(view, len(states)) == state.author) is proposals:
+                    yield slot, view, digest, state.author

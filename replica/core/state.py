@@ -6,42 +6,110 @@ Keys fall into 65,536 buckets by the first two bytes of their SHA-256; 256 bucke
     node   = SHA-256(0x21 || its 256 bucket digests)                                            empty: 32 zero bytes
     root   = SHA-256(0x22 || the 256 node digests || u64 number of keys)
 
+A bucket's content is bounded: keys that fall into one bucket are easily found, and a bucket that could not be hashed or
+transferred in reasonable time would keep a replica that was away from ever coming back. A put that would fill a bucket
+beyond its limit fails, everywhere alike: the sizes follow from the map's content alone.
+
 Between two calls of `root()` only the buckets that were touched are hashed again, so the cost of a checkpoint follows
-what changed. The fan-out keeps a bucket at about sixteen keys with a million of them.
+what changed; `settle()` does part of that before, so that no single call takes long. The fan-out keeps a bucket at
+about sixteen keys with a million of them.
+
+A bucket's parts are a tuple that is replaced and never changed: so a view of the whole map, frozen as it is, costs a
+copy of the table of buckets (a few milliseconds), however many keys there are.
 """
 
-import hashlib
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 
 from sortedcontainers import SortedDict
 
-from replica.core.layout import U32, U64
+from replica.core.frozen import FrozenMap, keys_of
+from replica.core.layout import DIGEST_SIZE
+from replica.core.tree import (
+    EMPTY,
+    ITEM_PARTS,
+    KEY_BYTES_MAX,
+    NODE_FANOUT,
+    NODES,
+    VALUE_BYTES_MAX,
+    bucket_digest,
+    bucket_of,
+    item_parts,
+    node_digest,
+    root_digest,
+    split_digests,
+)
 
-BUCKETS = 65536
-NODE_FANOUT = 256
-EMPTY = bytes(32)
-KEY_BYTES_MAX = 4096
-VALUE_BYTES_MAX = 1024 * 1024
+# The content of one bucket of an application's state.
+CONTENT_BYTES_MAX = 16 * 1024 * 1024
+ITEM_OVERHEAD = 8  # the two lengths
+# Keys that `settle` digests at a time: some 10 ms with a million keys stored.
+SETTLED_AT_ONCE = 1024
+# Keys sorted in one call when a large map is made; other threads run between two calls.
+SORTED_AT_ONCE = 32_768
 
 
 class BucketedMap:
     """An ordered map of byte strings with undo of the running operation and an incremental digest.
 
-    Reads and writes between `begin()` and `commit()` or `rollback()` belong to one operation.
+    Reads and writes between `begin()` and `commit()` or `rollback()` belong to one operation. `nodes()`, `count()`,
+    `bucket_digests()` and `bucket()` show the map as the last `root()` or `settle()` digested it.
 
     Invariants, checked by `check()`:
-      1. the buckets hold exactly the map's keys, less those touched since the last `root()`;
-      2. no bucket is empty, and every bucket is sorted.
+      1. the buckets hold exactly the map's keys, less those touched and not yet digested;
+      2. no bucket is empty, and every bucket is sorted;
+      3. exactly the nodes with a bucket have bucket digests, less those not digested yet;
+      4. `_sizes` holds the size of every bucket's content, the running operation included.
     """
 
-    def __init__(self) -> None:
-        self._map: SortedDict = SortedDict()
+    def __init__(self, items: Iterable[tuple[bytes, bytes]] = ()) -> None:
+        """Make a map of keys and values that were digested before; they do not count as changes.
+
+        A million keys take a few seconds, and less if they come in order.
+        """
+        self._map: SortedDict = SortedDict(items)
+        # What the running operation found: key -> value before it.
         self._undo: dict[bytes, bytes | None] = {}
+        # What was committed and is not yet digested.
         self._touched: dict[bytes, None] = {}
-        self._buckets: dict[int, list[bytes]] = {}
-        self._bucket_digests: dict[int, bytes] = {}
-        self._node_digests: list[bytes] = [EMPTY] * (BUCKETS // NODE_FANOUT)
+        # What was committed since the last take_changes(): key -> value, None if it is gone.
+        self._changed: dict[bytes, bytes | None] = {}
+        # Per bucket the parts of its content as they were digested: four per key, as `item_parts` makes them, values
+        # shared with the map. So a bucket is hashed without looking up its other keys.
+        self._buckets: dict[int, tuple[bytes, ...]] = {}
+        # Node -> its 256 bucket digests, joined, so that a node is hashed without collecting them.
+        self._bucket_digests: dict[int, bytearray] = {}
+        self._node_digests: list[bytes] = [EMPTY] * NODES
+        self._stale_nodes: set[int] = set()
+        self._count = 0
+        self._sizes: dict[int, int] = {}
+        filed: dict[int, list[bytes]] = {}
+        for key, value in self._map.items():
+            self._weigh(key, None, value)
+            filed.setdefault(bucket_of(key), []).extend(item_parts(key, value))
+        self._buckets = {number: tuple(parts) for number, parts in filed.items()}
+        self._hash(self._buckets)
+        self._hash_nodes()
+        self._count = len(self._map)
+
+    @classmethod
+    def thawed(cls, frozen: FrozenMap) -> "BucketedMap":
+        """Return a map that goes on from a frozen one, without changes: some two seconds per million keys.
+
+        In a thread of its own it holds up the others for less than a tenth of a second at a time.
+        """
+        made = cls()
+        made._buckets = dict(frozen.buckets)
+        made._bucket_digests = {node: bytearray(digests) for node, digests in frozen.digests.items()}
+        made._node_digests = list(frozen.nodes())
+        made._count = frozen.count()
+        made._sizes = {number: sum(map(len, parts)) for number, parts in made._buckets.items()}
+        items: dict[bytes, bytes] = {}
+        for parts in made._buckets.values():
+            items.update(zip(parts[1::ITEM_PARTS], parts[3::ITEM_PARTS], strict=True))
+        made._map = SortedDict({key: items[key] for key in _sorted(list(items))})
+        return made
 
     def __len__(self) -> int:
         return len(self._map)
@@ -55,20 +123,28 @@ class BucketedMap:
         return value
 
     def put(self, key: bytes, value: bytes) -> None:
-        """Set `key`; ValueError if key or value exceed the limits, TypeError if they are not bytes."""
+        """Set `key`; ValueError if key, value or its bucket exceed the limits, TypeError if they are not bytes."""
         if type(key) is not bytes or type(value) is not bytes:
             raise TypeError("keys and values of the state are bytes")
         if not 1 <= len(key) <= KEY_BYTES_MAX:
             raise ValueError(f"a key must have 1 to {KEY_BYTES_MAX} bytes, not {len(key)}")
         if len(value) > VALUE_BYTES_MAX:
             raise ValueError(f"a value must have at most {VALUE_BYTES_MAX} bytes, not {len(value)}")
+        number = bucket_of(key)
+        added = len(key) + len(value) + ITEM_OVERHEAD
+        if self._sizes.get(number, 0) + added > CONTENT_BYTES_MAX:
+            known = self._map.get(key)
+            kept = 0 if known is None else len(key) + len(known) + ITEM_OVERHEAD
+            if self._sizes.get(number, 0) - kept + added > CONTENT_BYTES_MAX:
+                raise ValueError(f"the keys that share a bucket with this one have {CONTENT_BYTES_MAX} bytes already")
         self.put_unbounded(key, value)
 
     def put_unbounded(self, key: bytes, value: bytes) -> None:
-        """Set `key` without looking at sizes: for the platform's own records, which are bounded elsewhere."""
-        if key not in self._undo:
-            self._undo[key] = self._map.get(key)
+        """Set `key` without looking at sizes: for the platform's own records, whose keys are short."""
+        old = self._map.get(key)
+        self._undo.setdefault(key, old)
         self._map[key] = value
+        self._weigh(key, old, value)
 
     def delete(self, key: bytes) -> bool:
         """Remove `key`; say whether it was there."""
@@ -76,16 +152,29 @@ class BucketedMap:
         if old is None:
             return False
         self._undo.setdefault(key, old)
+        self._weigh(key, old, None)
         return True
 
-    def scan(self, prefix: bytes = b"", after: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
-        """Yield keys that begin with `prefix` and their values in byte order, those above `after` only."""
+    def scan(
+        self, prefix: bytes = b"", after: bytes | None = None, without: bytes | None = None
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Yield keys that begin with `prefix` and their values in byte order, those above `after` only.
+
+        without: keys that begin so are stepped over in one jump, however many there are.
+        """
+        if without is not None and prefix.startswith(without):
+            return
         place, inclusive = (prefix, True) if after is None or after < prefix else (after, False)
         while True:
             # Looked up anew for each key, so that what is put or deleted meanwhile is seen alike everywhere.
             key = next(self._map.irange(minimum=place, inclusive=(inclusive, True)), None)
             if key is None or not key.startswith(prefix):
                 return
+            if without is not None and key.startswith(without):
+                if not (above := _above(without)):
+                    return
+                place, inclusive = above, True
+                continue
             yield key, self._map[key]
             place, inclusive = key, False
 
@@ -97,11 +186,13 @@ class BucketedMap:
         """Keep what the operation changed."""
         for key in self._undo:
             self._touched[key] = None
+            self._changed[key] = self._map.get(key)
         self._undo.clear()
 
     def rollback(self) -> None:
         """Take back what the operation changed."""
         for key, value in self._undo.items():
+            self._weigh(key, self._map.get(key), value)
             if value is None:
                 self._map.pop(key, None)
             else:
@@ -109,51 +200,144 @@ class BucketedMap:
         self._undo.clear()
 
     def root(self) -> bytes:
-        """Return the 32-byte digest of the whole map, hashing only buckets touched since the last call."""
-        touched: set[int] = set()
-        for key in self._touched:
-            touched.add(self._file(key))
-        self._touched.clear()
-        for number in sorted(touched):
-            self._hash_bucket(number)
-        for node in sorted({number // NODE_FANOUT for number in touched}):
-            first = node * NODE_FANOUT
-            digests = [self._bucket_digests.get(b, EMPTY) for b in range(first, first + NODE_FANOUT)]
-            empty = all(digest is EMPTY for digest in digests)
-            self._node_digests[node] = EMPTY if empty else hashlib.sha256(b"\x21" + b"".join(digests)).digest()
-        count = U64.pack(len(self._map))
-        return hashlib.sha256(b"\x22" + b"".join(self._node_digests) + count).digest()
+        """Return the 32-byte digest of the whole map, hashing only buckets touched since the last call.
+
+        RuntimeError while an operation is neither committed nor taken back.
+        """
+        self._need_no_operation()
+        self._digest(len(self._touched))
+        self._hash_nodes()
+        self._count = len(self._map)
+        return root_digest(self._node_digests, self._count)
+
+    def settle(self) -> None:
+        """Digest some of what was committed, if it is much: less is left for `root()`. Between operations only."""
+        self._need_no_operation()
+        if len(self._touched) >= SETTLED_AT_ONCE:
+            self._digest(SETTLED_AT_ONCE)
+
+    def nodes(self) -> tuple[bytes, ...]:
+        """Return the 256 node digests as of the last `root()`."""
+        return tuple(self._node_digests)
+
+    def count(self) -> int:
+        """Return the number of keys as of the last `root()`."""
+        return self._count
+
+    def bucket_digests(self, node: int) -> tuple[bytes, ...]:
+        """Return the 256 digests of the buckets of `node` as of the last `root()`."""
+        digests = self._bucket_digests.get(node)
+        return (EMPTY,) * NODE_FANOUT if digests is None else split_digests(digests)
+
+    def bucket(self, number: int) -> bytes:
+        """Return the content of bucket `number` as the last `root()` hashed it, without the tag byte."""
+        return b"".join(self._buckets.get(number, ()))
+
+    def take_changes(self) -> list[tuple[bytes, bytes | None]]:
+        """Return the keys committed since the last call, each with its value now or None if deleted.
+
+        Their order means nothing, and differs between replicas. Every committed key is remembered until then: call it
+        at every milestone. RuntimeError while an operation is neither committed nor taken back.
+        """
+        self._need_no_operation()
+        changes, self._changed = self._changed, {}
+        return list(changes.items())
+
+    def frozen(self) -> FrozenMap:
+        """Return the map as it is now, digested; it stays so. A few milliseconds, beside what `root()` has to do.
+
+        RuntimeError while an operation is neither committed nor taken back.
+        """
+        self.root()
+        digests = {node: bytes(joined) for node, joined in self._bucket_digests.items()}
+        return FrozenMap(dict(self._buckets), digests, tuple(self._node_digests), self._count)
 
     def check(self) -> None:
         """Raise RuntimeError if an invariant is broken."""
-        filed = {key for keys in self._buckets.values() for key in keys}
+        filed = {key for parts in self._buckets.values() for key in keys_of(parts)}
         if filed - self._touched.keys() != set(self._map) - self._touched.keys():
             raise RuntimeError("invariant 1: the buckets and the map hold different keys")
-        if any(not keys or keys != sorted(keys) for keys in self._buckets.values()):
+        if any(not parts or list(keys_of(parts)) != sorted(keys_of(parts)) for parts in self._buckets.values()):
             raise RuntimeError("invariant 2: a bucket is empty or not sorted")
+        nodes = {number // NODE_FANOUT for number in self._buckets}
+        if self._bucket_digests.keys() - self._stale_nodes != nodes - self._stale_nodes:
+            raise RuntimeError("invariant 3: bucket digests of other nodes than those with a bucket")
+
+        sizes = dict.fromkeys(self._sizes, 0)
+        for key, value in self._map.items():
+            sizes[bucket_of(key)] = sizes.get(bucket_of(key), 0) + len(key) + len(value) + ITEM_OVERHEAD
+        if sizes != self._sizes:
+            raise RuntimeError("invariant 4: a bucket of another size")
+
+    def _weigh(self, key: bytes, old: bytes | None, new: bytes | None) -> None:
+        """Take in that the value of `key` changes from `old` to `new`, None if there is none."""
+        number = bucket_of(key)
+        change = 0 if new is None else len(key) + len(new) + ITEM_OVERHEAD
+        change -= 0 if old is None else len(key) + len(old) + ITEM_OVERHEAD
+        self._sizes[number] = self._sizes.get(number, 0) + change
+
+    def _need_no_operation(self) -> None:
+        if self._undo:
+            raise RuntimeError("an operation is running: commit() or rollback() first")
 
     def _file(self, key: bytes) -> int:
-        """Put `key` into its bucket, or take it out if it is gone; return the bucket's number."""
-        number = int.from_bytes(hashlib.sha256(key).digest()[:2], "big")
-        keys = self._buckets.setdefault(number, [])
+        """Put `key` into its bucket as it is now, or take it out if it is gone; return the bucket's number."""
+        number = bucket_of(key)
+        parts = self._buckets.get(number, ())
+        keys = keys_of(parts)
         place = bisect_left(keys, key)
+        start = place * ITEM_PARTS
         filed = place < len(keys) and keys[place] == key
-        if key in self._map:
-            if not filed:
-                keys.insert(place, key)
-        elif filed:
-            del keys[place]
-        if not keys:
-            del self._buckets[number]
+        value = self._map.get(key)
+        item = () if value is None else item_parts(key, value)
+        parts = (*parts[:start], *item, *parts[start + ITEM_PARTS * filed :])
+        if parts:
+            self._buckets[number] = parts
+        else:
+            self._buckets.pop(number, None)
         return number
 
+    def _digest(self, keys_max: int) -> None:
+        """Digest the buckets of up to so many touched keys, those touched first."""
+        if keys_max >= len(self._touched):
+            keys, self._touched = self._touched, {}
+        else:
+            keys = dict.fromkeys(islice(self._touched, keys_max))
+            for key in keys:
+                del self._touched[key]
+        self._hash({self._file(key) for key in keys})
+
+    def _hash(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            self._hash_bucket(number)
+
+    def _hash_nodes(self) -> None:
+        for node in self._stale_nodes:
+            digest = node_digest(self._bucket_digests[node])
+            self._node_digests[node] = digest
+            if digest is EMPTY:
+                del self._bucket_digests[node]
+        self._stale_nodes.clear()
+
     def _hash_bucket(self, number: int) -> None:
-        keys = self._buckets.get(number)
-        if keys is None:
-            self._bucket_digests.pop(number, None)
-            return
-        parts = [b"\x20"]
-        for key in keys:
-            value = self._map[key]
-            parts += (U32.pack(len(key)), key, U32.pack(len(value)), value)
-        self._bucket_digests[number] = hashlib.sha256(b"".join(parts)).digest()
+        node, place = divmod(number, NODE_FANOUT)
+        digests = self._bucket_digests.get(node)
+        if digests is None:
+            digests = self._bucket_digests[node] = bytearray(NODE_FANOUT * DIGEST_SIZE)
+        digests[place * DIGEST_SIZE : (place + 1) * DIGEST_SIZE] = bucket_digest(self.bucket(number))
+        self._stale_nodes.add(node)
+
+
+def _above(prefix: bytes) -> bytes:
+    """Return the lowest bytes above all that begin with `prefix`; empty if there are none."""
+    stem = prefix.rstrip(b"\xff")
+    return stem[:-1] + bytes([stem[-1] + 1]) if stem else b""
+
+
+def _sorted(keys: list[bytes]) -> list[bytes]:
+    """Sort, in calls that each take a short time only: a call of C code lets no other thread run."""
+    runs = [sorted(keys[at : at + SORTED_AT_ONCE]) for at in range(0, len(keys), SORTED_AT_ONCE)] or [[]]
+    while len(runs) > 1:
+        # Python's sort merges two sorted runs in one pass.
+        runs = [sorted([*runs[at], *(runs[at + 1] if at + 1 < len(runs) else ())]) for at in range(0, len(runs), 2)]
+    return runs[0]

@@ -4,6 +4,8 @@ import asyncio
 import logging
 import signal
 import sys
+from contextlib import closing
+from typing import TYPE_CHECKING
 
 import structlog
 import uvloop
@@ -12,25 +14,19 @@ from replica.application import ApplicationLoadError
 from replica.cluster.home import ReplicaHome
 from replica.cluster.strict_toml import ConfigError
 from replica.shell.node import Node
+from replica.shell.opening import open_trusted_log
 from replica.shell.store import StoreError
-from trustlog import AttestedLog, TrustLogError, open_log
-from trustlog.sealed import Files
+from replica.shell.trustedlog import TrustedLog
+from trustlog import TrustLogError
+
+if TYPE_CHECKING:
+    from replica.wire.http import HttpDoor
 
 LOG_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
 class StartError(ConfigError):
     """The replica cannot start; the text says why and what to do."""
-
-
-class UnsyncedFiles(Files):
-    """Files for `durability = "memory"`: nothing is forced to disk, so a power cut forgets what was said."""
-
-    def sync(self, fd: int) -> None:
-        """Leave it to the operating system."""
-
-    def sync_directory(self, directory: object) -> None:
-        """Leave it to the operating system."""
 
 
 def run(home: ReplicaHome) -> int:
@@ -40,10 +36,10 @@ def run(home: ReplicaHome) -> int:
     """
     configure_logging(home)
     try:
-        log = _open_trusted_log(home)
+        log = open_trusted_log(home, structlog.get_logger().bind(replica=home.number))
     except (TrustLogError, OSError) as error:
         raise StartError(f"{home.log_path}: {error}") from error
-    with log:
+    with closing(log):
         try:
             return uvloop.run(_serve(home, log))
         except (ApplicationLoadError, StoreError) as error:
@@ -69,13 +65,7 @@ def configure_logging(home: ReplicaHome) -> None:
     )
 
 
-def _open_trusted_log(home: ReplicaHome) -> AttestedLog:
-    if home.settings.durability == "memory":
-        return open_log(home.log_path, files=UnsyncedFiles())
-    return open_log(home.log_path)
-
-
-async def _serve(home: ReplicaHome, log: AttestedLog) -> int:
+async def _serve(home: ReplicaHome, log: TrustedLog) -> int:
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[int] = loop.create_future()
 
@@ -85,7 +75,11 @@ async def _serve(home: ReplicaHome, log: AttestedLog) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end, 0)
-    node = Node(home, log, lambda _: end(1))
+    try:
+        node = Node(home, log, lambda _: end(1))
+    except TrustLogError as error:
+        raise StartError(f"{home.log_path}: {error}") from error
+    door: HttpDoor | None = None
     try:
         try:
             node.start()
@@ -94,9 +88,28 @@ async def _serve(home: ReplicaHome, log: AttestedLog) -> int:
             raise StoreError(
                 f"cannot listen at {host}:{port}: {error}; is another program, or this replica already, running there?"
             ) from error
+        if home.settings.http is not None:
+            door = await _open_http(node, *home.settings.http)
         status = await ended
         node.log.info("stopping", signal=status == 0)
     finally:
+        if door is not None:
+            await door.close()
         await node.close()
     node.log.info("stopped")
     return status
+
+
+async def _open_http(node: Node, host: str, port: int) -> "HttpDoor":
+    # Imported here: without this door a replica starts sooner.
+    from replica.shell.http import ReplicaHttp  # noqa: PLC0415
+
+    door = ReplicaHttp(node).door
+    try:
+        address = await door.start(host, port)
+    except OSError as error:
+        raise StoreError(
+            f"cannot listen for HTTP at {host}:{port}: {error}; choose another address for `http` in replica.toml"
+        ) from error
+    node.log.info("http", address=f"{address[0]}:{address[1]}")
+    return door

@@ -1,19 +1,28 @@
 """Reading a peer's log: one connection per peer, dialled by the reader, resumed after any disconnection."""
 
 import asyncio
+import hashlib
+import os
 import random
 import ssl
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 from replica.cluster.clusterfile import ReplicaPlace
+from replica.shell.appraisal import Examination
 from replica.wire.frames import MessageProtocol
 from replica.wire.messages import (
     FRAME_BYTES_MAX,
     WIRE_VERSION,
+    AskEvidence,
     Challenge,
+    CheckpointOffer,
+    EvidenceShown,
+    Fetch,
     GroupMessage,
+    Held,
     Message,
+    Part,
     Ping,
     Pong,
     Refused,
@@ -21,7 +30,7 @@ from replica.wire.messages import (
     Subscribe,
     Welcome,
 )
-from replica.wire.tls import WrongCertificate, pinned
+from replica.wire.tls import WrongCertificate, pinned, presented_certificate
 
 if TYPE_CHECKING:
     from replica.shell.node import Node
@@ -31,6 +40,7 @@ RETRY_FIRST_S = 0.05
 RETRY_MAX_S = 2.0
 PING_EVERY_S = 2.0
 SILENT_S = 8.0
+NONCE_SIZE = 32
 
 
 class Link:
@@ -41,6 +51,8 @@ class Link:
         self.place = place
         self.connection: LinkConnection | None = None
         self.trouble: str | None = "not connected yet"
+        self.cluster_file: bytes | None = None  # SHA-256 of the peer's, by its own word, once it was connected
+        self.last_heard = 0.0  # on the loop's clock, until the connection before this one ended
         self._tls = tls
         self._task: asyncio.Task[None] | None = None
 
@@ -48,6 +60,11 @@ class Link:
     def is_up(self) -> bool:
         """Say whether the peer's log is being read."""
         return self.connection is not None and self.connection.subscribed
+
+    @property
+    def heard(self) -> float:
+        """When the peer was last heard on this link, on the loop's clock; 0 if never."""
+        return self.connection.last_heard if self.is_up and self.connection is not None else self.last_heard
 
     def start(self) -> None:
         """Begin to dial."""
@@ -68,13 +85,14 @@ class Link:
         self.connection.send(message)
         return True
 
+    def subscribe(self) -> None:
+        """Ask for the peer's log from where it was received."""
+        self.send(Subscribe(self.node.core.received(self.place.number) + 1))
+
     def hold_back(self, *, pause: bool) -> None:
         """Read no further from this peer for now, or go on."""
-        if self.connection is not None and self.connection.transport is not None:
-            if pause:
-                self.connection.transport.pause_reading()
-            else:
-                self.connection.transport.resume_reading()
+        if self.connection is not None:
+            self.connection.hold(pause=pause)
 
     def ping(self) -> None:
         """Ask for a sign of life; hang up on a peer that gave none for a while."""
@@ -120,6 +138,8 @@ class Link:
                     pinned(transport.get_extra_info("ssl_object"), self.place.certificate_der)
         except TimeoutError:
             return f"no answer within {DIAL_S:.0f} s"
+        except ssl.SSLCertVerificationError as error:
+            return await self._wrong_certificate(error.verify_message)
         except (OSError, ssl.SSLError, WrongCertificate) as error:
             if connection is not None:
                 connection.abort()
@@ -128,25 +148,46 @@ class Link:
         try:
             ended = await asyncio.shield(lost)
         finally:
+            self.last_heard = self.heard
             self.connection = None
             connection.abort()
-        return None if connection.subscribed else connection.refused or ended
+        return connection.refused or (None if connection.subscribed else ended)
+
+    async def _wrong_certificate(self, why: str) -> str:
+        """Say which certificate the peer has and which is expected: the first mistake that everybody makes."""
+        place = self.place
+        shown = await presented_certificate(place.host, place.port, DIAL_S)
+        found = "none that can be read" if shown is None else hashlib.sha256(shown).hexdigest()
+        if shown == place.certificate_der:
+            return f"{place.address}: its certificate is the one in cluster.toml, but is not accepted: {why}"
+        trouble = (
+            f"{place.address} presents a certificate with SHA-256 {found}, cluster.toml lists "
+            f"{place.fingerprint.hex()} for replica {place.number}: it runs with other keys, or the machines have "
+            "different cluster.toml files; compare them (trustlog-replica doctor)"
+        )
+        if self.trouble != trouble:
+            self.node.log.error("wrong peer", peer=place.number, why=trouble)
+        return trouble
 
 
 class LinkConnection(MessageProtocol):
     """The dialler's side: says who it is, subscribes, hands groups on."""
+
+    takes_turns = True  # each group is a signature to verify
 
     def __init__(self, link: Link, lost: Callable[[str], None]) -> None:
         super().__init__(link.node.refusals)
         self.subscribed = False
         self.refused: str | None = None
         self._link = link
+        self._examination = Examination(link.node.appraisals, self, os.urandom(NONCE_SIZE), self._on_appraised)
         self._lost = lost
         # Replies to the handshake are small, but a replica's first groups follow its Welcome at once.
         self.frame_bytes_max = FRAME_BYTES_MAX
 
     def closed(self, reason: str) -> None:
         """Let the link dial again."""
+        self._examination.close()
         self._lost(reason)
 
     def message_received(self, message: Message) -> None:
@@ -154,19 +195,41 @@ class LinkConnection(MessageProtocol):
         node = self._link.node
         if isinstance(message, GroupMessage) and self.subscribed:
             node.on_group(message, self._link.place.number)
+        elif isinstance(message, Held | CheckpointOffer | Part) and self.subscribed:
+            node.on_answer(message, self._link.place.number)
         elif isinstance(message, Challenge):
             self._on_challenge(message)
         elif isinstance(message, Welcome):
-            self.subscribed = True
-            self._link.trouble = None
-            node.log.info("reading peer's log", peer=self._link.place.number)
-            self.send(Subscribe(node.core.received(self._link.place.number) + 1))
+            self._examination.begin(self._link.place.number)
+            if not node.appraisals.is_demanded:
+                self._read()
+        elif isinstance(message, AskEvidence):
+            self._examination.on_asked(message)
+        elif isinstance(message, EvidenceShown):
+            self._examination.on_shown(message)
         elif isinstance(message, Refused):
             self.refused = f"refused: {message.text}"
             node.log.error("peer refuses this replica", peer=self._link.place.number, why=message.text)
             self.close()
         elif not isinstance(message, Pong):
             self.refuse("unexpected-message")
+
+    def _on_appraised(self, refused: str | None) -> None:
+        if refused is not None:
+            self.refused = f"not read: {refused}"
+            self.close()
+        elif not self.subscribed:
+            self._read()
+
+    def _read(self) -> None:
+        node = self._link.node
+        self.subscribed = True
+        self._link.trouble = None
+        node.log.info("reading peer's log", peer=self._link.place.number)
+        if not node.core.is_live:
+            # What it holds of the own log is what a restarted replica waits for before it may speak.
+            self._link.send(Fetch(node.number, node.core.received(node.number) + 1))
+        self._link.subscribe()
 
     def _on_challenge(self, challenge: Challenge) -> None:
         node, place = self._link.node, self._link.place
@@ -179,6 +242,7 @@ class LinkConnection(MessageProtocol):
             node.log.error("wrong peer", peer=place.number, why=self.refused)
             self.close()
             return
+        self._link.cluster_file = challenge.cluster_file_digest
         if challenge.cluster_file_digest != mine.digest:
             node.log.warning(
                 "a peer's cluster.toml differs outside its agreed part",

@@ -7,18 +7,23 @@ group, one transaction and one signature.
 import asyncio
 import sqlite3
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 from typing import Any
 
 import structlog
 
 from replica.application import load_application
 from replica.cluster.home import ReplicaHome
+from replica.core.checkpoint import check_certificate, decode_header
 from replica.core.envelope import Envelope
 from replica.core.events import (
     Append,
     Appended,
+    AskCheckpoint,
+    AskPart,
+    CheckpointOffered,
     Effect,
     Event,
     Executed,
@@ -27,73 +32,114 @@ from replica.core.events import (
     Forked,
     GroupReceived,
     Halt,
+    HeadsReceived,
+    Install,
+    KnownBroken,
     Lied,
+    PartReceived,
+    PeerHolds,
+    Persist,
     Recovered,
     Refuse,
     Relay,
     Send,
     Stable,
+    Taken,
     Tick,
-    VerifiedGroup,
     ViewEntered,
     ViewOpened,
 )
+from replica.core.genesis import MIB
+from replica.core.heads import decode_heads, encode_heads
 from replica.core.layout import LayoutError
 from replica.core.machine import ReplicaCore
-from replica.shell import status
+from replica.core.quorum import primary
+from replica.core.snapshot import MilestoneRule, PartWanted, Snapshot
+from replica.shell import recovery, status
+from replica.shell.appraisal import Appraisals
+from replica.shell.changes import Recorder, Watches
+from replica.shell.detector import Detector
+from replica.shell.keeper import StateKeeper
 from replica.shell.links import Link
+from replica.shell.measures import Measures
+from replica.shell.opening import payload_seal
 from replica.shell.outbox import Outbox, ReleasedGroup, settle_last_group
+from replica.shell.readiness import Readiness
+from replica.shell.receipts import Receipts
 from replica.shell.server import Server, ServerConnection
-from replica.shell.store import RESTORE, Store, StoredGroup, StoreError
+from replica.shell.store import Store, StoreError
 from replica.shell.streams import Streams
+from replica.shell.trustedlog import TrustedLog, stop_waiting, trouble
 from replica.shell.verify import EnvelopeVerifier, GroupVerifier
+from replica.wire.messages import AskCheckpoint as AskCheckpointMessage
+from replica.wire.messages import AskPart as AskPartMessage
+from replica.wire.messages import CheckpointOffer, GroupMessage, Held, Notice, Part, Reply, Request, encode_frame
 from replica.wire.messages import Fetch as FetchMessage
-from replica.wire.messages import GroupMessage, Notice, Reply, Request, encode_frame
+from replica.wire.messages import Heads as HeadsMessage
 from replica.wire.tls import client_context, server_context
-from trustlog import AttestedLog, VerificationError
+from trustlog import VerificationError
 
 TICK_S = 0.05
 HOUSEKEEPING_TICKS = 40
-# Unread entries of one log that recovery lets pile up before it turns to another log.
-RECOVERY_UNREAD_MAX = 256
+# Entries read and operations executed in one turn of the loop: some 20 ms, or one batch.
+WORK_PER_TURN = 500
+TURNS_KEPT = 5
 
 
 class Node:
     """One running replica.
 
     home: its folder, checked. log: its opened trusted log. stopped: called with the reason when it stops by itself.
+    milestones: when the state is made durable, if not as usual; the same in all replicas, or they cannot help each
+    other with parts of it.
     """
 
-    def __init__(self, home: ReplicaHome, log: AttestedLog, stopped: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        home: ReplicaHome,
+        log: TrustedLog,
+        stopped: Callable[[str], None],
+        milestones: MilestoneRule | None = None,
+    ) -> None:
         self.home = home
         self.number = home.number
         self.refusals: Counter[str] = Counter()
+        self.measures = Measures()
         self.started = time.monotonic()
         self.log = structlog.get_logger().bind(replica=self.number)
         self.trusted_log = log
         genesis = home.cluster.genesis
         self._stopped = stopped
-        self.verify_envelope: Callable[[Envelope], bool] = EnvelopeVerifier()
+        self._milestones = milestones
+        self.verify_envelope: Callable[[Envelope], bool] = EnvelopeVerifier(self.measures.verify_s["envelope"])
         self.verifier = GroupVerifier(genesis)
-        self.core = ReplicaCore(
-            genesis,
-            self.number,
-            load_application(genesis.application),
-            self.verifier.initial_heads(),
-            self.verify_envelope,
-        )
+        self.application = Recorder(load_application(genesis.application))
+        self.watches = Watches(self.application)
         durable = home.settings.durability == "disk"
-        cluster_id = home.cluster.cluster_id
-        self.store = Store(home.store_path, cluster_id, self.number, durable=durable)
-        self._serving_store = Store(home.store_path, cluster_id, self.number, durable=durable)
-        self.outbox = Outbox(self.number, log, self.store, self.verifier.context, self._on_released, self._on_failed)
-        self.streams = Streams(
+        mine = (home.cluster.cluster_id, self.number)
+        self.seal = payload_seal(home, log)
+        state = recovery.open_state(home.state_path, *mine, durable=durable, log=self.log, seal=self.seal)
+        self.core = self._make_core(recovery.load_snapshot(state, genesis, self.application, self.verifier, self.log))
+        self.keeper = StateKeeper(state, genesis.n, self._on_forgettable, self._on_state_failed)
+        self.keeper.begin(self.core.executed, self.core.cut)
+        self.store = recovery.open_store(home.store_path, *mine, durable=durable, log=self.log, seal=self.seal)
+        self._serving_store = Store(home.store_path, *mine, durable=durable, seal=self.seal)
+        self._stored = [0] * genesis.n  # up to where each log is on disk without a gap, or on its way
+        self._beyond: dict[tuple[int, int], int] = {}  # by log and first: groups on disk beyond a gap, and their ends
+        self._to_install: Snapshot | None = None
+        self.outbox = Outbox(
             self.number,
-            genesis.n,
-            self._serving_store,
-            lambda: self.core.received(self.number),
-            self._on_serving_failed,
+            log,
+            self.store,
+            self.verifier.context,
+            self._on_released,
+            self._on_failed,
+            home.settings.retain_mib * MIB,
+            self.measures,
         )
+        looks = (self._received, self._seen)
+        self.streams = Streams(self.number, genesis.n, self._serving_store, *looks, self._on_serving_failed)
+        self.appraisals = Appraisals(self)
         certificates = [place.certificate_der for place in home.cluster.replicas]
         self.server = Server(self, home.cluster, server_context(home.certificate_path, home.key_path, certificates))
         self.links = {
@@ -101,32 +147,48 @@ class Node:
             for place in home.cluster.replicas
             if place.number != self.number
         }
+        self.detector = Detector(self)
+        self.readiness = Readiness(self)
+        self.receipts = Receipts(self)
         self._events: list[Event] = []
+        self._drains = False  # once in the next turn of the loop, and not more often
         self._ticks = 0
+        self._tick_at = 0.0
+        self._turns_ms = deque([0.0], maxlen=TURNS_KEPT)  # the longest turn of each housekeeping period
         self._held_back = False
         self._timer: asyncio.TimerHandle | None = None
         self._closing = False
         self._effects: dict[type, Callable[[Any], None]] = {
             Append: lambda effect: self.outbox.append(effect.payloads),
+            Taken: self._on_taken,
+            Persist: lambda effect: self.keeper.persist(effect.milestone),
+            AskCheckpoint: self._ask_checkpoint,
+            AskPart: self._ask_part,
+            Install: self._install,
             Send: self._send_reply,
             Relay: self._relay,
             Fetch: self._fetch,
             Refuse: self._refuse,
-            Executed: lambda _: None,
+            Executed: self._on_executed,
             Stable: lambda effect: self.log.debug("checkpoint stable", slot=effect.slot),
-            ViewEntered: lambda effect: self.log.warning("entering view", view=effect.view, primary=self.core.primary),
+            ViewEntered: self._on_view_entered,
             ViewOpened: lambda effect: self.log.info("view open", view=effect.view, base=effect.base, top=effect.top),
-            Exposed: self._on_exposed,
-            Lied: self._on_lie,
-            Forked: self._on_forked,
+            Exposed: self.detector.on_exposed,
+            Lied: self.detector.on_lie,
+            Forked: self.detector.on_forked,
             Halt: lambda effect: self.stop(effect.reason),
+            **self.receipts.effects,
         }
 
     # Life
 
     def start(self) -> None:
-        """Recover what the store holds, listen, and dial the peers. StoreError, OSError if that cannot be done."""
-        self._recover()
+        """Recover what the disk holds, listen, and dial the peers. StoreError, OSError if that cannot be done."""
+        begun_at = self.core.received(self.number)
+        self._replay(self.store)
+        if self.core.halted is not None:
+            raise StoreError(f"{self.store.path}: {self.core.halted}")
+        recovery.name_what_is_missing(self.core, begun_at, self.trusted_log, self.store, self.log)
         host, port = self.home.listen_address
         self.server.start(host, port)
         for link in self.links.values():
@@ -148,12 +210,16 @@ class Node:
         await self.server.close()
         await asyncio.gather(*(link.close() for link in self.links.values()))
         await self.streams.close()
+        stop_waiting(self.trusted_log)
+        self.appraisals.close()
         try:
             await self.outbox.close()
         except (OSError, sqlite3.Error) as error:
             # Nothing that was said is lost: peers have their groups, and the trusted log issues the own last one again.
             self.log.error("cannot store what was received last", error=str(error))  # noqa: TRY400 - no traceback
         finally:
+            await self.keeper.close()
+            self.detector.keeper.close()
             self.store.close()
             self._serving_store.close()
 
@@ -166,71 +232,148 @@ class Node:
         self.log.critical("stopping", reason=reason)
         self._stopped(reason)
 
-    def _recover(self) -> None:
-        """Read all logs again as the store holds them, in step, each as far as its causes allow."""
-        settle_last_group(self.number, self.trusted_log, self.store)
-        logs = range(len(self.links) + 1)
-        rows = {log: self.store.groups(log) for log in logs}
-        held: dict[int, StoredGroup | None] = {log: next(rows[log], None) for log in logs}
-        moved = True
-        while moved and self.core.halted is None:
-            moved = False
-            for log in logs:
-                while (row := held[log]) is not None and self.core.unread(log) < RECOVERY_UNREAD_MAX:
-                    self._carry_out(self.core.handle(GroupReceived(self._verify_stored(row))))
-                    held[log] = next(rows[log], None)
-                    moved = True
-        own = self.trusted_log
-        # Compared before Recovered: what the core says at once is appended by another thread from then on.
-        ends_alike = (own.last, own.head) == (self.core.received(self.number), self.core.head(self.number))
-        effects = self.core.handle(Recovered())
-        if self.core.halted is not None:
-            raise StoreError(f"{self.store.path}: {self.core.halted}")
-        if not ends_alike:
-            raise StoreError(
-                f"{self.store.path}: the own log read from it ends at {self.core.received(self.number)}, the trusted "
-                f"log at {own.last} or with another head; restore the right store"
-            )
-        self._carry_out(effects)
+    def _make_core(self, snapshot: Snapshot | None) -> ReplicaCore:
+        genesis, heads = self.home.cluster.genesis, self.verifier.initial_heads()
+        self.watches.begin(0 if snapshot is None else snapshot.header.slot)
+        fixed = (genesis, self.number, self.application, heads, self.verify_envelope)
+        return ReplicaCore(*fixed, snapshot=snapshot, milestones=self._milestones)
 
-    def _verify_stored(self, row: StoredGroup) -> VerifiedGroup:
+    def _replay(self, store: Store) -> None:
+        """Read all logs again as the store holds them, in step, each as far as its causes allow."""
+        settle_last_group(self.number, self.trusted_log, store)
+        replay = recovery.Replay(self.core, store, self.verifier, self.log)
+        self._stored, self._beyond = replay.stored, replay.beyond
+        for effects in replay.run():
+            self._carry_out(effects)
+        self.core.work_max = WORK_PER_TURN
+        broken = map(KnownBroken, self.detector.keeper.broken)
+        self._carry_out(self.core.handle(*broken, Recovered(self.trusted_log.last, self.trusted_log.head)))
+
+    def _install(self, effect: Install) -> None:
+        """Make a transferred state durable, then begin anew with it."""
+        fetched = effect.fetched
+        self.log.warning("state transferred", slot=fetched.header.slot, keys=fetched.application.count())
+        limits = self.home.cluster.genesis.limits
+        self.keeper.install(fetched, lambda state: state.snapshot(self.application, limits), self._ready_to_install)
+
+    def _ready_to_install(self, snapshot: Snapshot) -> None:
+        self._to_install = snapshot
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """Go on from a transferred state, once nothing is being appended."""
+        snapshot = self._to_install
+        if snapshot is None or self._closing or self.core.is_appending or self.outbox.is_busy:
+            return
+        if trouble(self.trusted_log) is not None:
+            return  # its end is asked for below, and an answer may take long
+        self._to_install = None
+        self.refusals += self.core.refusals
+        self.core = self._make_core(snapshot)
+        self._carry_out(self.core.handle(self._now()))  # what it then knows must not seem to be known for ever
         try:
-            return self.verifier.verify(row.log, row.raw)
-        except (LayoutError, VerificationError) as error:
-            raise StoreError(
-                f"{self.store.path}: the group {row.first} to {row.last} of log {row.log} is damaged ({error}); "
-                f"{RESTORE}"
-            ) from error
+            mine = (self.home.cluster.cluster_id, self.number)
+            with closing(Store(self.store.path, *mine, seal=self.seal)) as store:
+                self._replay(store)
+        except Exception as error:
+            self.log.exception("cannot go on from the transferred state")
+            self.stop(f"cannot go on from the transferred state: {type(error).__name__}: {error}")
+            return
+        self.log.info("state installed", slot=snapshot.header.slot, executed=self.core.executed)
+        for link in self.links.values():
+            link.subscribe()
 
     # Events
 
     def post(self, event: Event) -> None:
         """Hand an event to the core with all others of this turn of the loop."""
-        if not self._events:
-            asyncio.get_running_loop().call_soon(self._drain)
         self._events.append(event)
+        self._drain_soon()
+
+    def _drain_soon(self) -> None:
+        if not self._drains:
+            self._drains = True
+            asyncio.get_running_loop().call_soon(self._drain)
 
     def on_group(self, message: GroupMessage, sender: int) -> None:
         """Verify a group that `sender` served, of its own or of another log, and hand it to the core."""
         log = message.log
-        if log == self.number:
-            self.refusals["group-own-log"] += 1
-            return
         if log in self.core.exposed:
             return
         try:
-            group = self.verifier.verify(log, message.group)
+            with self.measures.verify_s["group"].timed():
+                group = self.verifier.verify(log, message.group)
         except (LayoutError, VerificationError) as error:
             reason = error.reason if isinstance(error, VerificationError) else "malformed"
             self.refusals[f"group-{reason}"] += 1
             self.log.warning("group refused", log=log, sender=sender, reason=reason, text=str(error))
             return
-        if group.last > self.core.received(log):
-            self.outbox.received(group)
-            self.streams.heard(group)
-            if self.outbox.is_full and not self._held_back:
-                self._hold_back(pause=True)
+        if log == self.number and self.core.is_live and group.last <= self.trusted_log.last:
+            # Only what this log never said, as far as is known here, would be news.
+            self.refusals["group-own-log"] += 1
+            return
         self.post(GroupReceived(group))
+
+    def on_answer(self, message: Held | CheckpointOffer | Part, sender: int) -> None:
+        """Hand the core what `sender` answers to a question."""
+        genesis = self.home.cluster.genesis
+        try:
+            if isinstance(message, Held):
+                if message.log < genesis.n:
+                    self.post(PeerHolds(sender, message.log, message.first, message.last))
+            elif isinstance(message, CheckpointOffer):
+                header = decode_header(message.header, genesis.n)
+                check_certificate(message.certificate, header, genesis, self.verifier.entry)
+                self.post(CheckpointOffered(sender, header, message.certificate))
+            else:
+                wanted = PartWanted.decode(message.source, message.number, message.want)
+                self.post(PartReceived(sender, message.slot, wanted, message.data if message.has else None))
+        except LayoutError as error:
+            self.refusals["state-refused"] += 1
+            self.log.warning("answer refused", sender=sender, kind=type(message).__name__, text=str(error))
+
+    def on_subscribe(self, reader: int, first: int) -> None:
+        """Take in where a peer wants to read on: if that is beyond the own end, it holds more than there is here."""
+        if first > self.trusted_log.last + 1:
+            self.post(PeerHolds(reader, self.number, 1, first - 1))
+
+    def on_heads(self, peer: int, message: HeadsMessage) -> None:
+        """Have the core compare what a peer holds; a LayoutError ends its connection."""
+        heads = decode_heads(message.heads, self.home.cluster.genesis.n)
+        self.readiness.heard(peer, heads)
+        self.post(HeadsReceived(peer, heads))
+
+    def _received(self, number: int) -> int:
+        return self.core.received(number)  # of the core that there is now
+
+    def _seen(self, number: int) -> int:
+        return self.core.seen(number)
+
+    def _on_taken(self, effect: Taken) -> None:
+        group = effect.group
+        if group.last <= self._stored[group.author]:
+            return
+        self._stored[group.author] = group.last
+        self.streams.heard(group)
+        if self._beyond.pop((group.author, group.first), None) == group.last:
+            return  # it has been on disk all the time
+        self.outbox.received(group)
+        if self.outbox.is_full and not self._held_back:
+            self._hold_back(pause=True)
+
+    def _on_forgettable(self, cut: Sequence[int]) -> None:
+        self.log.info("logs not needed any more", persisted=self.keeper.slot, cut=list(cut))
+        self.outbox.forget(cut)
+
+    def _on_executed(self, effect: Executed) -> None:
+        self.watches.executed(effect.slot)
+        if self.core.is_live:  # what is read again after a restart was measured before
+            self.measures.executed(effect.batch)
+
+    def _on_view_entered(self, effect: ViewEntered) -> None:
+        self.measures.view_changes += self.core.is_live
+        leader = primary(effect.view, self.home.cluster.genesis.n)
+        self.log.warning("entering view", view=effect.view, primary=leader)
 
     def _hold_back(self, *, pause: bool) -> None:
         """Read no further from peers while the disk is behind, or go on."""
@@ -240,6 +383,7 @@ class Node:
             link.hold_back(pause=pause)
 
     def _drain(self) -> None:
+        self._drains = False
         events, self._events = self._events, []
         if self._closing:
             return
@@ -249,18 +393,33 @@ class Node:
             # The core may have changed by half, and what it wanted done is lost: nothing more may be said.
             self.log.exception("internal error")
             self.stop(f"internal error: {type(error).__name__}: {error}; please report it with what was logged before")
+        if self._to_install is not None:
+            self._begin_anew()
+        if self.core.has_more:
+            self._drain_soon()
 
     def _tick(self) -> None:
         loop = asyncio.get_running_loop()
+        if self._tick_at:
+            self._turns_ms[-1] = max(self._turns_ms[-1], (loop.time() - self._tick_at) * 1000)
+        self._tick_at = loop.time() + TICK_S
         self._timer = loop.call_later(TICK_S, self._tick)
-        self.post(Tick(int(loop.time() * 1000), int(time.time() * 1000)))
+        self.post(self._now())
         self._ticks += 1
         if self._held_back and not self.outbox.is_full:
             self._hold_back(pause=False)
         if self._ticks % HOUSEKEEPING_TICKS == 0:
+            self._turns_ms.append(0.0)
             self.server.drop_idle(loop.time())
+            self.keeper.tidy()
+            self.detector.tick()
+            heads = HeadsMessage(encode_heads(self.core.heads()))
             for link in self.links.values():
                 link.ping()
+                link.send(heads)
+
+    def _now(self) -> Tick:
+        return Tick(int(asyncio.get_running_loop().time() * 1000), int(time.time() * 1000))
 
     def _on_released(self, released: ReleasedGroup) -> None:
         self.post(Appended(released.group))
@@ -268,6 +427,11 @@ class Node:
 
     def _on_failed(self, error: BaseException) -> None:
         self.stop(f"cannot make its log durable: {type(error).__name__}: {error}. Nothing more is signed; see the disk")
+
+    def _on_state_failed(self, error: BaseException) -> None:
+        self.stop(
+            f"cannot make its state durable: {type(error).__name__}: {error}. Nothing more is signed; see the disk"
+        )
 
     def _on_serving_failed(self, error: BaseException) -> None:
         self.stop(f"cannot read its store to serve others: {type(error).__name__}: {error}; see {self.store.path}")
@@ -282,6 +446,7 @@ class Node:
         connections = self.server.clients.get(effect.client)
         if not connections:
             return
+        self.measures.replied(effect.client, effect.reply)
         message = Reply(effect.reply)
         try:
             frame = encode_frame(message)
@@ -299,31 +464,36 @@ class Node:
         self.links[effect.to].send(Request(effect.envelope.raw))
 
     def _fetch(self, effect: Fetch) -> None:
+        if (effect.log, effect.first) in self._beyond:
+            # What lay behind a gap in the store, and did not fit into memory until the gap was closed.
+            self.streams.read_back(effect.log, effect.first, self._on_read_back)
         self.links[effect.ask].send(FetchMessage(effect.log, effect.first))
+
+    def _on_read_back(self, log: int, raw: bytes) -> None:
+        with suppress(LayoutError, VerificationError):
+            self.post(GroupReceived(self.verifier.verify(log, raw)))
+
+    def _ask_checkpoint(self, effect: AskCheckpoint) -> None:
+        self.links[effect.ask].send(AskCheckpointMessage())
+
+    def _ask_part(self, effect: AskPart) -> None:
+        wanted = effect.want
+        want = b"" if wanted.want is None else wanted.want.encode()
+        self.links[effect.ask].send(AskPartMessage(effect.slot, wanted.source, wanted.number, want))
 
     def _refuse(self, effect: Refuse) -> None:
         if isinstance(effect.source, ServerConnection) and effect.source.is_open:
             effect.source.send(Notice(effect.code, effect.text))
 
-    def _on_exposed(self, effect: Exposed) -> None:
-        self.log.error(
-            "replica exposed: its log breaks a rule and is read no further",
-            log=effect.log,
-            index=effect.index,
-            rule=effect.violation.rule,
-            text=effect.violation.text,
-        )
+    @property
+    def why_mute(self) -> str | None:
+        """Why this replica says nothing now; None if it may speak."""
+        return trouble(self.trusted_log) or self.core.why_mute
 
-    def _on_lie(self, effect: Lied) -> None:
-        self.refusals["lie"] += 1
-        self.log.warning("replica lied; not counted", log=effect.log, index=effect.index, text=effect.text)
-
-    def _on_forked(self, effect: Forked) -> None:
-        self.log.critical(
-            "trusted log broken: two attestations contradict each other; the log is read no further",
-            log=effect.log,
-            index=effect.index,
-        )
+    @property
+    def longest_turn_ms(self) -> float:
+        """By how much a tick of the last ten seconds came late: as long as the event loop was busy with one thing."""
+        return max(self._turns_ms)
 
     def status_json(self) -> bytes:
         """Return what this replica says of itself."""

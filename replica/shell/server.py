@@ -16,6 +16,9 @@ from replica.cluster.clusterfile import ClusterFile
 from replica.core.envelope import decode_envelope
 from replica.core.events import RequestReceived
 from replica.core.layout import LayoutError
+from replica.core.snapshot import PartWanted
+from replica.shell.appraisal import EVIDENCE_BYTES_MAX, Examination
+from replica.shell.sqlitefile import StoreError
 from replica.shell.streams import Reader
 from replica.shell.verify import verify_by_client
 from replica.wire.frames import MessageProtocol
@@ -23,11 +26,19 @@ from replica.wire.handshake import connect_statement
 from replica.wire.messages import (
     FRAME_OVERHEAD_MAX,
     WIRE_VERSION,
+    AskCheckpoint,
+    AskEvidence,
+    AskPart,
+    AskReceipt,
     Challenge,
+    CheckpointOffer,
     ClientHello,
+    EvidenceShown,
     Fetch,
+    Heads,
     Message,
     Notice,
+    Part,
     Ping,
     Pong,
     Refused,
@@ -38,6 +49,9 @@ from replica.wire.messages import (
     StatusQuery,
     StatusReport,
     Subscribe,
+    Unwatch,
+    Watch,
+    WatchAck,
     Welcome,
 )
 from replica.wire.tls import WrongCertificate, member_of
@@ -53,6 +67,10 @@ CONNECTIONS_PER_REPLICA_MAX = 4
 IDLE_S = 60.0
 LISTEN_BACKLOG = 512
 NONCE_SIZE = 32
+# Questions about the state that one connection may have open.
+PARTS_AT_ONCE_MAX = 8
+# What is kept of a peer's questions until it is appraised.
+HELD_MAX = 8
 
 
 class Server:
@@ -85,19 +103,22 @@ class Server:
             listener.close()
             raise
         self._listener = listener
-        self._start(self._accept(listener))
+        self.start_task(self._accept(listener))
 
     async def close(self) -> None:
         """Stop listening and close every connection, sending what waits to be sent."""
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for accepted in self._strangers:
+            accepted.close()  # its greeting was cancelled before it began
         if self._listener is not None:
             self._listener.close()
         for connection in list(self._connections):
             connection.close()
 
-    def _start(self, work: "asyncio._CoroutineLike[None]") -> None:
+    def start_task(self, work: "asyncio._CoroutineLike[None]") -> None:
+        """Run something until it ends or the server closes."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -106,8 +127,13 @@ class Server:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                accepted, _ = await loop.sock_accept(listener)
+                # Not the loop's own way of accepting: cancelled at the wrong moment, that loses what it accepted.
+                accepted, _ = listener.accept()
+                accepted.setblocking(False)
                 accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            except BlockingIOError:
+                await self._wait_readable(listener)
+                continue
             except OSError as error:
                 # Out of file descriptors, most likely: what is connected goes on, newcomers wait.
                 self.refusals["accept-failed"] += 1
@@ -117,7 +143,21 @@ class Server:
             if len(self._strangers) >= STRANGERS_MAX:
                 self._drop_oldest_stranger()
             self._strangers[accepted] = loop.time()
-            self._start(self._greet(accepted))
+            self.start_task(self._greet(accepted))
+
+    async def _wait_readable(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        readable: asyncio.Future[None] = loop.create_future()
+
+        def note() -> None:
+            if not readable.done():
+                readable.set_result(None)
+
+        loop.add_reader(listener, note)
+        try:
+            await readable
+        finally:
+            loop.remove_reader(listener)
 
     async def _greet(self, accepted: socket.socket) -> None:
         """Run TLS and the handshake on a new connection, within the deadline."""
@@ -183,6 +223,10 @@ class Server:
         for connection in sorted(same, key=lambda one: one.welcomed_at)[: 1 - CONNECTIONS_PER_REPLICA_MAX or None]:
             connection.refuse("too-many-connections-of-a-replica")
 
+    def heard_from(self, number: int) -> float:
+        """Return when replica `number` was last heard on a connection of its own, on the loop's clock; 0 if never."""
+        return max((one.last_heard for one in self._connections if one.replica == number), default=0.0)
+
     def drop_idle(self, now: float) -> None:
         """Close connections that were not heard of for a minute: the other end may be gone without a word."""
         for connection in list(self._connections):
@@ -206,6 +250,7 @@ class ServerConnection(MessageProtocol):
         self._server = server
         self._node = server.node
         self._reader = Reader(self)
+        self._handing_out = 0
         genesis = server.cluster.genesis
         self._challenge = Challenge(
             WIRE_VERSION,
@@ -215,6 +260,9 @@ class ServerConnection(MessageProtocol):
             os.urandom(NONCE_SIZE),
         )
         self._limits = genesis.limits
+        self._examination = Examination(server.node.appraisals, self, os.urandom(NONCE_SIZE), self._on_appraised)
+        self._is_appraised = False
+        self._early: list[Subscribe | Fetch] = []
 
     def opened(self) -> None:
         """Send the challenge."""
@@ -223,7 +271,9 @@ class ServerConnection(MessageProtocol):
 
     def closed(self, reason: str) -> None:  # noqa: ARG002 - part of the interface
         """Give the place back."""
+        self._examination.close()
         self._node.streams.unsubscribe(self._reader)
+        self._node.watches.left(self)
         self._server.left(self)
         if not self.known.done():
             self.known.set_result(None)
@@ -231,6 +281,7 @@ class ServerConnection(MessageProtocol):
     def drained(self) -> None:
         """Go on streaming."""
         self._node.streams.resume(self._reader)
+        self._node.watches.drained(self)
 
     def message_received(self, message: Message) -> None:
         """Handle a message according to who sent it."""
@@ -240,14 +291,23 @@ class ServerConnection(MessageProtocol):
             self.send(Pong(message.number))
         elif isinstance(message, StatusQuery):
             self.send(StatusReport(message.query, self._node.status_json()))
+        elif self.role == "replica" and self._on_appraisal(message):
+            pass
         elif isinstance(message, Request):
             self._on_request(message)
-        elif self.role == "client" and isinstance(message, StaleRead):
-            self._on_stale_read(message)
+        elif self.role == "client" and isinstance(message, StaleRead | AskReceipt):
+            self._on_question(message)
+        elif self.role == "client" and isinstance(message, Watch | WatchAck | Unwatch):
+            self._node.watches.on_message(self, message)
         elif self.role == "replica" and isinstance(message, Subscribe):
+            self._node.on_subscribe(cast("int", self.replica), message.first)
             self._node.streams.subscribe(self._reader, message.first)
         elif self.role == "replica" and isinstance(message, Fetch):
             self._node.streams.fetch(self._reader, message.log, message.first)
+        elif self.role == "replica" and isinstance(message, AskCheckpoint | AskPart):
+            self._hand_out(message)
+        elif self.role == "replica" and isinstance(message, Heads):
+            self._node.on_heads(cast("int", self.replica), message)
         else:
             raise LayoutError(f"a {self.role} does not send {type(message).__name__}")
 
@@ -287,7 +347,37 @@ class ServerConnection(MessageProtocol):
             return
         self._server.admit_replica(hello.number)
         self.replica = hello.number
+        self._is_appraised = not self._node.appraisals.is_demanded
         self._welcome("replica")
+        self.frame_bytes_max = max(self.frame_bytes_max, EVIDENCE_BYTES_MAX + FRAME_OVERHEAD_MAX)
+        self._examination.begin(hello.number)
+
+    def _on_appraisal(self, message: Message) -> bool:
+        """Deal with what belongs to the appraisal, and with what came before its end; say whether it was that.
+
+        A peer's first questions are kept until then, because it asks them once; the rest is dropped.
+        """
+        if isinstance(message, AskEvidence):
+            self._examination.on_asked(message)
+        elif isinstance(message, EvidenceShown):
+            self._examination.on_shown(message)
+        elif self._is_appraised:
+            return False
+        elif isinstance(message, Subscribe | Fetch) and len(self._early) < HELD_MAX:
+            self._early.append(message)
+        else:
+            self.refusals["before-appraisal"] += 1
+        return True
+
+    def _on_appraised(self, refused: str | None) -> None:
+        if refused is not None:
+            self.send(Refused("appraisal", f"this replica does not accept your evidence: {refused}"))
+            self.close()
+            return
+        self._is_appraised = True
+        early, self._early = self._early, []
+        for message in early:
+            self.message_received(message)
 
     def _welcome(self, role: str) -> None:
         self.role = role
@@ -315,12 +405,54 @@ class ServerConnection(MessageProtocol):
         elif not self._node.verify_envelope(envelope):
             self._refuse_request("bad-envelope-signature", "the envelope's signature is not its client's")
         else:
+            if self.role == "client":
+                self._node.measures.requested(envelope)
             self._node.post(RequestReceived(envelope, relayed=self.role == "replica", source=self))
+
+    def _hand_out(self, message: AskCheckpoint | AskPart) -> None:
+        if self._handing_out >= PARTS_AT_ONCE_MAX:
+            self._node.refusals["parts-at-once"] += 1
+            return
+        wanted = PartWanted.decode(*message[1:]) if isinstance(message, AskPart) else None
+        self._handing_out += 1
+        self._server.start_task(self._answer(message, wanted))
+
+    async def _answer(self, message: AskCheckpoint | AskPart, wanted: PartWanted | None) -> None:
+        keeper = self._node.keeper
+        try:
+            if isinstance(message, AskCheckpoint):
+                offer = await keeper.offer()
+                if offer is not None and self.is_open:
+                    self.send(CheckpointOffer(*offer))
+            elif wanted is not None:
+                data = await keeper.part(message.slot, wanted)
+                if self.is_open:
+                    self.send(Part(*message, int(data is not None), data or b""))
+        except LayoutError:
+            self.refuse("malformed-message")
+        except StoreError as error:
+            # The file is damaged: the next start finds out and fetches the state anew; others are asked by the peer.
+            self._node.refusals["state-unreadable"] += 1
+            self._node.log.error("cannot hand out the state", error=str(error))  # noqa: TRY400 - no traceback
+        finally:
+            self._handing_out -= 1
 
     def _refuse_request(self, code: str, text: str) -> None:
         self.refusals[code] += 1
         if self.client is not None:
             self.send(Notice(code, text))
+
+    def _on_question(self, message: StaleRead | AskReceipt) -> None:
+        if isinstance(message, StaleRead):
+            self._on_stale_read(message)
+        else:
+            self._node.receipts.on_ask(self, message)
+        # Nobody ordered it, so nothing else paces it: one at a time, and everybody else in between.
+        self.hold(pause=True)
+        self._loop.call_soon(self._after_question)
+
+    def _after_question(self) -> None:
+        self.hold(pause=False)
 
     def _on_stale_read(self, message: StaleRead) -> None:
         if len(message.operation) > self._limits.operation_bytes_max:

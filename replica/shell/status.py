@@ -5,17 +5,11 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from trustlog import BackendKind
+from replica.shell.trustedlog import details, protects, trouble
+from trustlog import __version__
 
 if TYPE_CHECKING:
     from replica.shell.node import Node
-
-# What each backend protects against, in a word for a table.
-PROTECTS = {
-    BackendKind.SOFTWARE: "in process: not against this host's own program",
-    BackendKind.PROCESS: "own process: against a compromised replica program",
-    BackendKind.TPM: "TPM 2.0: against a compromised root and a rolled back disk",
-}
 
 
 def report(node: "Node") -> bytes:
@@ -24,13 +18,16 @@ def report(node: "Node") -> bytes:
     own = node.number
     content: dict[str, Any] = {
         "replica": own,
+        "version": __version__,
         "pid": os.getpid(),
+        "wall_ms": int(time.time() * 1000),
         "uptime_s": round(time.monotonic() - node.started, 3),
         "cluster_id": node.home.cluster.cluster_id.hex(),
         "cluster_file": node.home.cluster.digest.hex(),
         "ordering": genesis.ordering.label,
         "application": genesis.application,
         "durability": node.home.settings.durability,
+        "payloads_at_rest": "sealed" if node.seal.mark else "clear",
         "view": core.view,
         "primary": core.primary,
         "view_open": core.is_open,
@@ -38,18 +35,36 @@ def report(node: "Node") -> bytes:
         "patience_ms": core.patience.present_ms,
         "executed": core.executed,
         "stable": core.stable,
+        "persisted": node.keeper.slot,
+        "cut": core.cut,
+        "mute": node.why_mute,
+        "halted": core.halted,
+        "not_ready": node.readiness.problem(),
+        "transfer": None if core.transfer is None else core.transfer.slot,
         "operations": core.executor.operations,
         "keys": len(core.executor.state),
         "sessions": len(core.executor.table),
         "log": {
             "backend": log.kind.name.lower(),
-            "protects": PROTECTS[log.kind],
+            "protects": protects(log),
+            "trouble": trouble(log),
+            "service": details(log),
             "last": log.last,
             "head": log.head.hex(),
             "public_key": log.public_key.hex(),
         },
         "peers": [_peer(node, number) for number in range(genesis.n) if number != own],
+        "latency_ms": {
+            "fsync": node.measures.fsync_s.recent_ms(),
+            "attest": node.measures.attest_s.recent_ms(),
+            "client": node.measures.client_s.recent_ms(),
+        },
+        "loop": {"longest_turn_ms": round(node.longest_turn_ms, 1)},
         "clients": node.server.client_count,
+        "watches": len(node.watches),
+        "changes_kept_from": node.watches.history.floor,
+        "verdicts": [node.detector.report(number) for number in range(genesis.n)],
+        "evidence": node.detector.keeper.names,
         "requests_waiting": core.requests_waiting,
         "refused": dict(sorted((node.refusals + core.refusals).items())),
     }
@@ -64,6 +79,8 @@ def _peer(node: "Node", number: int) -> dict[str, Any]:
         "address": link.place.address,
         "connected": link.is_up,
         "trouble": None if link.is_up else link.trouble,
+        "cluster_file": None if link.cluster_file is None else link.cluster_file.hex(),
+        "appraisal": node.appraisals.report(number),
         "received": core.received(number),
         "read": core.read(number),
         "head": core.head(number).hex(),

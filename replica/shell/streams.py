@@ -10,11 +10,11 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from replica.core.events import VerifiedGroup
+from replica.core.group import VerifiedGroup
 from replica.shell.outbox import ReleasedGroup
 from replica.shell.store import Store, StoreError
 from replica.wire.frames import MessageProtocol
-from replica.wire.messages import GroupMessage, encode_frame
+from replica.wire.messages import GroupMessage, Held, encode_frame
 
 # Recent groups kept in memory per log.
 RECENT_BYTES_MAX = 8 * 1024 * 1024
@@ -75,12 +75,14 @@ class Streams:
         number: int,
         n: int,
         store: Store,
-        last: Callable[[], int],
+        received: Callable[[int], int],
+        seen: Callable[[int], int],
         on_failed: Callable[[BaseException], None],
     ) -> None:
         self._number = number
         self._store = store
-        self._last = last
+        self._received = received
+        self._seen = seen
         self._on_failed = on_failed
         self._published = 0
         self._recent = [Recent() for _ in range(n)]
@@ -102,8 +104,11 @@ class Streams:
                 self._serve_later(reader)
 
     def heard(self, group: VerifiedGroup) -> None:
-        """Keep another log's group for those who fetch it."""
+        """Keep a group that was taken for those who fetch it; one of the own log, given back, for its readers too."""
         self._recent[group.author].add(group)
+        if group.author == self._number:
+            for reader in self._readers:
+                self._serve_later(reader)
 
     def subscribe(self, reader: Reader, first: int) -> None:
         """Send `reader` the own log from index `first` on, now and as it grows."""
@@ -121,9 +126,13 @@ class Streams:
             self._serve_later(reader)
 
     def fetch(self, reader: Reader, log: int, first: int) -> None:
-        """Send `reader` once what there is of `log` from `first` on. One fetch at a time per reader."""
+        """Send `reader` once what there is of `log` from `first` on, and what there is. One fetch at a time."""
         if not reader.busy and 0 <= log < len(self._recent):
             self._start(self._fetch(reader, log, max(first, 1)))
+
+    def read_back(self, log: int, first: int, take: Callable[[int, bytes], None]) -> None:
+        """Hand `take` some groups of `log` from `first` on, as the store holds them."""
+        self._start(self._read_back(log, first, take))
 
     async def close(self) -> None:
         """Stop serving."""
@@ -135,7 +144,7 @@ class Streams:
 
     def _end(self) -> int:
         """Return the last index there is to send. A group is published before the core has read it."""
-        return max(self._published, self._last())
+        return max(self._published, self._received(self._number))
 
     def _serve_later(self, reader: Reader) -> None:
         if not reader.busy and reader.connection.writable:
@@ -178,12 +187,22 @@ class Streams:
     async def _fetch(self, reader: Reader, log: int, first: int) -> None:
         reader.busy = True
         try:
-            for _, raw in await self._groups(log, first):
+            groups = await self._groups(log, first)
+            for _, raw in groups:
                 reader.connection.send(GroupMessage(log, raw))
+            oldest = await asyncio.get_running_loop().run_in_executor(self._thread, self._store.first_index, log)
+            last = self._end() if log == self._number else self._received(log)
+            first = last + 1 if oldest is None else min(oldest, last + 1)
+            # Groups that arrived and still wait for those before them show that the log reaches farther.
+            reader.connection.send(Held(log, first, max(last, self._seen(log))))
         finally:
             reader.busy = False
         if reader.next is not None and reader.next <= self._end():
             self._serve_later(reader)
+
+    async def _read_back(self, log: int, first: int, take: Callable[[int, bytes], None]) -> None:
+        for _, raw in await asyncio.get_running_loop().run_in_executor(self._thread, self._stored, log, first):
+            take(log, raw)
 
     async def _groups(self, log: int, first: int) -> list[tuple[int, bytes]]:
         recent = self._recent[log].since(first)

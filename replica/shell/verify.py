@@ -3,17 +3,20 @@
 from collections import OrderedDict
 from functools import lru_cache
 
+from replica.cluster.identities import identity_of
 from replica.core.envelope import Envelope
-from replica.core.events import VerifiedGroup
 from replica.core.genesis import Genesis
-from replica.core.group import decode_group
+from replica.core.group import VerifiedGroup, decode_group
+from replica.core.proof import EntryProof
+from replica.shell.measures import Distribution
 from trustlog import (
     BackendKind,
     LogIdentity,
     VerificationError,
     VerifyingKey,
     entry_digest,
-    genesis_head,
+    heads_of,
+    initial_head,
     verify_append,
 )
 
@@ -27,18 +30,21 @@ class GroupVerifier:
     def __init__(self, genesis: Genesis) -> None:
         self._limits = genesis.limits
         self._context = genesis.context()
-        self._identities = [
-            LogIdentity(VerifyingKey.from_bytes(m.log_public_key), BackendKind(m.log_kind)) for m in genesis.members
-        ]
+        self._identities = [identity_of(member) for member in genesis.members]
 
     @property
     def context(self) -> bytes:
         """The context that every statement must carry."""
         return self._context
 
+    @property
+    def identities(self) -> list[LogIdentity]:
+        """Every log's key, kind and epoch."""
+        return self._identities
+
     def initial_heads(self) -> list[bytes]:
         """Return every log's head before its first entry."""
-        return [genesis_head(identity.key.log_id, identity.epoch) for identity in self._identities]
+        return [initial_head(identity) for identity in self._identities]
 
     def verify(self, log: int, raw: bytes) -> VerifiedGroup:
         """Verify a group of `log`: signature, log, kind, epoch, context, digests. LayoutError or VerificationError."""
@@ -47,7 +53,17 @@ class GroupVerifier:
         group = decode_group(raw, self._limits)
         digests = [entry_digest(payload) for payload in group.payloads]
         said = verify_append(self._identities[log], group.attestation, digests, context=self._context)
-        return VerifiedGroup(log, said.first, said.last, said.head_before, said.head_after, group.payloads, raw)
+        heads = heads_of(self._identities[log], said, digests)
+        counted = said.kind is not BackendKind.TPM
+        return VerifiedGroup(log, said.first, said.last, *heads, group.payloads, raw, counted)
+
+    def entry(self, log: int, proof: EntryProof) -> bool:
+        """Say whether `log` attested the entry that is shown; the place of its payload is the proof's business."""
+        try:
+            verify_append(self._identities[log], proof.attestation, list(proof.digests), context=self._context)
+        except (VerificationError, IndexError):
+            return False
+        return True
 
 
 @lru_cache(maxsize=KEYS_REMEMBERED)
@@ -67,15 +83,18 @@ def verify_by_client(key: bytes, signature: bytes, message: bytes) -> bool:
 class EnvelopeVerifier:
     """Says whether envelopes are signed by their clients, and remembers those that are."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: Distribution | None = None) -> None:
         self._valid: OrderedDict[bytes, None] = OrderedDict()
+        self._seconds = seconds or Distribution()  # that verifying took
 
     def __call__(self, envelope: Envelope) -> bool:
         """Return True if the signature is the client's over the received bytes."""
         digest = envelope.digest()
         if digest in self._valid:
             return True
-        if not verify_by_client(envelope.client, envelope.signature, envelope.signed):
+        with self._seconds.timed():
+            is_valid = verify_by_client(envelope.client, envelope.signature, envelope.signed)
+        if not is_valid:
             return False
         self._valid[digest] = None
         if len(self._valid) > ENVELOPES_REMEMBERED:

@@ -72,11 +72,16 @@ class CorrectClient:
         chance = self.world.random
         key = b"key-%d" % chance.randrange(KEYS)
         raw = self._operation(key)
-        self._tickets += 1
-        if forever:
-            self.obliged[self._tickets] = None
         mortal = not forever and chance.random() < self.habits.deadline_share
         deadline = self.world.now + (self.habits.deadline_ms if mortal else FOREVER)
+        self.ask_for(key, raw, deadline, obliged=forever)
+
+    def ask_for(self, key: bytes, raw: bytes, deadline: int = FOREVER, *, obliged: bool = True) -> None:
+        """Ask for this operation on this key; obliged: it must be answered, whatever else happens."""
+        self._tickets += 1
+        if obliged:
+            self.obliged[self._tickets] = None
+        self.setting.audience.asked(self.number, raw)
         self.unanswered[self._tickets] = self.setting.witness.history.invoke(self.number, key, raw, self.world.now)
         if self.core.submit(self._tickets, raw, deadline) is not None:
             raise RuntimeError("the simulated client asks for more than its queue holds")
@@ -133,6 +138,7 @@ class CorrectClient:
     def _do(self, effects: list[events.Effect]) -> None:
         for effect in effects:
             if isinstance(effect, events.Send):
+                self.setting.audience.sent(self.number, effect.replicas, effect.envelope)
                 for replica in effect.replicas:
                     self._send(replica, Request(effect.envelope), "request")
             elif isinstance(effect, events.Complete):
@@ -170,6 +176,7 @@ class CorrectClient:
             witness.violation("reply", f"client {self.number} got a second answer to one operation")
             return
         self.completed += 1
+        self.setting.audience.answered(self.number, operation.raw, slot)
         self.world.note(f"{self.number} answered {operation.raw!r} {status} {slot} {value!r}")
         if status not in {Status.OK, Status.ERROR}:
             witness.violation("reply", f"client {self.number} was answered {status.name} to {operation.raw!r}")
@@ -181,6 +188,7 @@ class CorrectClient:
         operation = self.unanswered.pop(ticket)  # type: ignore[call-overload]
         self.obliged.pop(ticket, None)  # type: ignore[call-overload]
         self.undecided += 1
+        self.setting.audience.failed(self.number, operation.raw, reason.value)
         self.world.counts[f"client-{reason.value}"] += 1
         if reason is not events.Failure.UNDECIDED:
             # It never left the client; nothing may show that it happened.

@@ -14,20 +14,27 @@ from dataclasses import dataclass, field
 
 from replica.apps.kv import KeyValue
 from replica.core import events
-from replica.core.events import Event, VerifiedGroup
+from replica.core.checkpoint import Header
+from replica.core.events import Event
+from replica.core.group import VerifiedGroup
 from replica.core.knowledge import Knowledge
+from replica.core.layout import LayoutError
 from replica.core.logstate import LogState
 from replica.core.patience import Patience
+from replica.core.snapshot import Fetched, MilestoneRule, Snapshot
+from replica.sim.host import Host, WatchedCore
+from replica.sim.library import Library
 from replica.sim.logs import Log
 from replica.sim.messages import GroupMessage, Report, Request
-from replica.sim.replica import Host, WatchedCore
-from replica.sim.setting import Setting
+from replica.sim.setting import CUT_PATIENCES, WALL_MS, Setting
 from replica.sim.strategies import Strategy
 from replica.sim.words import entry_in_words, group_label
 
 
 class Puppet(WatchedCore):
     """The real core with its strings: it can be told that something else was appended than it asked for."""
+
+    is_puppet = True
 
     @property
     def knowledge(self) -> Knowledge:
@@ -38,6 +45,11 @@ class Puppet(WatchedCore):
     def own(self) -> LogState:
         """The reduced state of its own log."""
         return self._known.states[self.number]
+
+    def milestone(self, slot: int) -> tuple[Header, tuple[bytes, ...], tuple[bytes, ...]] | None:
+        """Return the header, the logs' states and the batches of a milestone that is not yet stable here, or None."""
+        kept = self._checkpoints._kept.get(slot)  # noqa: SLF001 - nobody else looks at it
+        return None if kept is None else (kept.header, kept.logs, kept.batches)
 
     def put_off(self) -> None:
         """Take in that what it asked for was not appended."""
@@ -60,12 +72,17 @@ class Cabal:
 
     victim: a correct replica that is kept in the dark. pet: a correct replica that alone is shown what is withheld.
     censored: the key of a client that is never served. friends: keys of faulty clients.
+    hidden: the view that is being hidden (`replica.sim.hiding`); shown: up to where each member's log is shown;
+    confides: whether the pet is shown all the same.
     """
 
     victim: int
     pet: int
     censored: bytes
     friends: set[bytes] = field(default_factory=set)
+    hidden: int | None = None
+    shown: dict[int, int] = field(default_factory=dict)
+    confides: bool = False
     members: list["FaultyReplica"] = field(default_factory=list)
 
 
@@ -76,11 +93,12 @@ class FaultyReplica(Host):
         self.cabal = cabal
         self.strategies = strategies
         self._is_appending = False
+        self._installing: Fetched | None = None
         super().__init__(setting, number, log)
         cabal.members.append(self)
         for strategy in strategies:
             strategy.join(self)
-        self.handle(events.Recovered())
+        self.handle(events.Recovered(log.last, log.head))
 
     @property
     def puppet(self) -> Puppet:
@@ -89,7 +107,7 @@ class FaultyReplica(Host):
             raise TypeError("a faulty replica has a puppet")
         return self.core
 
-    def _make_core(self) -> WatchedCore:
+    def _make_core(self, snapshot: Snapshot | None) -> WatchedCore:
         setting = self.setting
         return Puppet(
             setting.genesis,
@@ -97,7 +115,9 @@ class FaultyReplica(Host):
             KeyValue(),
             setting.verifier.heads(),
             setting.verifier.envelope,
-            Patience(setting.patience_ms),
+            Patience(setting.patience_ms, CUT_PATIENCES),
+            snapshot=snapshot,
+            milestones=MilestoneRule(intervals=setting.milestone_intervals),
         )
 
     def count(self, strategy: str) -> None:
@@ -139,6 +159,10 @@ class FaultyReplica(Host):
             if more is None:
                 return
             hold += more
+        for strategy in self.strategies:
+            message = strategy.instead(to, message)
+            if message is None:
+                return
         super().send(to, message, label, hold)
 
     def report(self) -> Report:
@@ -164,6 +188,44 @@ class FaultyReplica(Host):
             self.relay(effect)
         elif isinstance(effect, events.Fetch):
             self.fetch(effect)
+        elif isinstance(effect, events.Taken):
+            self.library.add(effect.group)
+        elif isinstance(effect, events.AskCheckpoint | events.AskPart):
+            self.ask_about_state(effect)
+        elif isinstance(effect, events.Persist):
+            self.persist(effect.milestone)
+        elif isinstance(effect, events.Install):
+            self._installing = effect.fetched
+            self.world.after(1, self._begin_anew)
+
+    def _begin_anew(self) -> None:
+        """Go on with a puppet that begins with what was transferred, once nothing is being appended.
+
+        Whoever fell behind what the others kept would else stay there, and be no adversary any more.
+        """
+        fetched = self._installing
+        if fetched is None or self.is_down or self._is_appending:
+            return
+        self._installing = None
+        try:
+            snapshot = fetched.snapshot(KeyValue(), self.setting.genesis.limits)
+        except LayoutError:
+            return  # it does not notice what is planted in correct replicas, and stays behind
+        self.world.counts["transfers-to-faulty"] += 1
+        self.persist(fetched.milestone())
+        self._life += 1
+        before, self.library = self.library, Library(self.setting.genesis.n)
+        self.core = self.make_core(snapshot)
+        for log, upto in enumerate(fetched.header.cut):
+            self.library.forget(log, upto)
+        self.handle(events.Tick(self.world.now, WALL_MS + self.world.now))
+        for log, groups in enumerate(before.held):
+            for group in groups:
+                if group.last > fetched.header.cut[log]:
+                    self.library.add(group)
+                    self.handle(events.GroupReceived(group))
+        self.handle(events.Recovered(self.log.last, self.log.head))
+        self.start()
 
     def _append_later(self, payloads: list[bytes]) -> None:
         self._is_appending = True
@@ -174,12 +236,14 @@ class FaultyReplica(Host):
             self._is_appending = False
             if not self.is_down:
                 self._append(payloads)
+                self._begin_anew()
 
         self.world.after(delay, appended)
 
     def say(self, payloads: list[bytes]) -> bool:
         """Append on a strategy's behalf; say whether that was possible now."""
-        if self._is_appending or self.is_down or not payloads:
+        # Before it has come home, a replica whose own log grows takes itself for one that was rolled back.
+        if self._is_appending or self.is_down or not payloads or not self.puppet.is_live:
             return False
         self._append(payloads)
         return True
@@ -195,12 +259,12 @@ class FaultyReplica(Host):
                 said = "; ".join(entry_in_words(payload) for payload in group.payloads)
                 self.world.remark(f"replica {self.number} (faulty): really says {said}")
             self.setting.witness.saw_group(group)
-            self.keep(group)
+            self.library.add(group)
             self.publish(group)
             self.handle(events.Appended(group))
             for member in self.cabal.members:
                 if member is not self and not member.is_down:
-                    member.keep(group)
+                    member.library.add(group)
                     member.handle(events.GroupReceived(group))
 
     def push(self, to: int, log: int, raw: bytes) -> None:

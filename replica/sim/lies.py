@@ -21,7 +21,6 @@ from replica.core.entries import (
     ViewChange,
 )
 from replica.core.quorum import primary
-from replica.sim.logs import StandInLog
 from replica.sim.mutations import MUTATIONS, NAMES, fields_of, mutate
 from replica.sim.strategies import Strategy
 
@@ -34,6 +33,14 @@ VOTES = (PREPARE, COMMIT)
 def view_and_slot(payload: bytes) -> tuple[int, int]:
     """Return the view and the slot of a proposal or a vote."""
     return int.from_bytes(payload[1:9], "big"), int.from_bytes(payload[9:17], "big")
+
+
+def references_of(payload: bytes) -> list[Reference]:
+    """Return what a NEW-VIEW names."""
+    return [
+        Reference(int.from_bytes(payload[at : at + 2], "big"), int.from_bytes(payload[at + 2 : at + 10], "big"))
+        for at in range(11, len(payload), 10)
+    ]
 
 
 class Rarely(Strategy):
@@ -64,6 +71,16 @@ class LyingVoter(Rarely):
         self.did()
         others = [NULL_BATCH.digest, self.chance.randbytes(32)]
         return payload[:17] + self.chance.choice(others)
+
+
+class NullVoter(LyingVoter):
+    """Votes for the null batch, which everybody knows, whatever was proposed."""
+
+    name = "null-vote"
+
+    def _lie(self, payload: bytes) -> bytes:
+        self.did()
+        return payload[:17] + NULL_BATCH.digest
 
 
 class Abstain(Rarely):
@@ -205,7 +222,7 @@ class SecondProposal(Rarely):
             said.append(payload)
             if payload[0] == PRE_PREPARE and self.now():
                 self.did()
-                second = payload[:17] + encode_batch(1, _cut(payload), ())
+                second = payload[:17] + encode_batch(1, cut_of(payload), ())
                 (said if self.chance.random() < 0.5 else self._later).append(second)
         return said
 
@@ -258,10 +275,7 @@ class ChosenReferences(Strategy):
         states = self.host.puppet.knowledge.states
         departed = [(s.view_change_at[view].top, s.author) for s in states if view in s.view_change_at]
         # The own VIEW-CHANGE may stand in this very group; what the puppet named is right in any case.
-        right = [
-            Reference(int.from_bytes(payload[at : at + 2], "big"), int.from_bytes(payload[at + 2 : at + 10], "big"))
-            for at in range(11, len(payload), 10)
-        ]
+        right = references_of(payload)
         refs = list(right)
         if self._kind in {"fewest", "own"} and len(departed) >= len(right):
             own = self.host.number if self._kind == "own" else -1
@@ -288,20 +302,27 @@ class ChosenReferences(Strategy):
 
 
 class CheckpointLies(Rarely):
-    """Says other digests at checkpoints, or checkpoints of slots that it has not executed."""
+    """Says other digests at checkpoints, or checkpoints of slots that it has not executed, or passes one over."""
 
     name = "checkpoint-lie"
     share = 0.7
 
+    def __init__(self, argument: str = "") -> None:
+        self._only_skips = argument == "skip"
+        super().__init__("50" if self._only_skips else argument)
+
     def entries(self, payloads: list[bytes]) -> list[bytes]:
         """See `Strategy`."""
-        return [self._lie(p) if p[0] == CHECKPOINT and self.now() else p for p in payloads]
+        said = [self._lie(p) if p[0] == CHECKPOINT and self.now() else p for p in payloads]
+        return [payload for payload in said if payload]
 
     def _lie(self, payload: bytes) -> bytes:
         self.did()
         slot = int.from_bytes(payload[1:9], "big")
         interval = self.host.setting.genesis.limits.checkpoint_interval
-        kind = self.chance.randrange(3)
+        kind = self.chance.randrange(4)
+        if kind == 3 or self._only_skips:
+            return b""
         if kind == 0:
             return Checkpoint(slot + interval * self.chance.choice((1, 2, 1000)), payload[9:]).encode()
         return Checkpoint(slot, b"\x13" * 32 if kind == 1 else self.chance.randbytes(32)).encode()
@@ -353,7 +374,7 @@ class Drip(Rarely):
 
     def _empty(self, payload: bytes) -> bytes:
         self.did()
-        return payload[:17] + encode_batch(2**63 if self.now() else 0, _cut(payload), ())
+        return payload[:17] + encode_batch(2**63 if self.now() else 0, cut_of(payload), ())
 
 
 class OldRequests(Rarely):
@@ -380,7 +401,7 @@ class OldRequests(Rarely):
         self.did()
         chosen = [self.chance.choice(self._seen) for _ in range(self.chance.randint(1, 3))]
         valid = [raw for raw in chosen if self._is_signed(raw)]
-        return payload[:17] + encode_batch(7, _cut(payload), valid)
+        return payload[:17] + encode_batch(7, cut_of(payload), valid)
 
     def _is_signed(self, raw: bytes) -> bool:
         setting = self.host.setting
@@ -414,30 +435,7 @@ class Rush(Rarely):
             self.did()
 
 
-class ClonedLog(Strategy):
-    """Owns two copies of one trusted log, against the assumption on which all rests; shows one to each half."""
-
-    name = "cloned-log"
-
-    def __init__(self, argument: str = "") -> None:
-        self._at = int(argument or 1500)
-        self._is_done = False
-
-    def on_tick(self) -> None:
-        """See `Strategy`."""
-        host = self.host
-        if self._is_done or self.world.now < self._at or not isinstance(host.log, StandInLog):
-            return
-        self._is_done = True
-        self.did()
-        twin = host.log.clone()
-        view = host.puppet.own.view
-        other, own = twin.append((Suspect(view).encode(),)), [ViewChange(view + 1).encode()]
-        for peer in host.peers[::2]:
-            host.push(peer, host.number, other)
-        host.say(own)
-
-
-def _cut(payload: bytes) -> list[int]:
+def cut_of(payload: bytes) -> list[int]:
+    """Return the cut in a PRE-PREPARE."""
     count = int.from_bytes(payload[25:27], "big")
     return [int.from_bytes(payload[27 + 8 * i : 35 + 8 * i], "big") for i in range(count)]

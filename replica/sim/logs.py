@@ -16,11 +16,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from replica.core import quorum
 from replica.core.envelope import Envelope
-from replica.core.events import VerifiedGroup
 from replica.core.genesis import Genesis, Limits, Member, Ordering
-from replica.core.group import Group, decode_group, encode_group, encode_payloads
+from replica.core.group import VerifiedGroup, decode_group, encode_group, encode_payloads
 from replica.core.layout import LayoutError
+from replica.core.proof import EntryProof
 from trustlog import (
     AppendStatement,
     Attestation,
@@ -83,8 +84,23 @@ class Log(Protocol):
     public_key: bytes
     context: bytes
 
+    @property
+    def last(self) -> int:
+        """The last index assigned."""
+
+    @property
+    def head(self) -> bytes:
+        """The chain's head, 32 bytes."""
+
+    @property
+    def low(self) -> int:
+        """The lowest index that is not forgotten."""
+
     def append(self, payloads: tuple[bytes, ...]) -> bytes:
         """Append these payloads as one group; return it as it travels."""
+
+    def truncate(self, index: int) -> None:
+        """Forget what lies below an index; what was forgotten before stays so."""
 
 
 class StandInLog:
@@ -94,6 +110,7 @@ class StandInLog:
         self.public_key = stand_in_key(number)
         self.id = log_id(self.public_key)
         self.last = 0
+        self.low = 1
         self.head = genesis_head(self.id, 0)
         self.context = bytes(32)
 
@@ -109,11 +126,15 @@ class StandInLog:
         signature = _stand_in_signature(self.public_key, statement)
         return encode_group(Attestation(statement, signature), encode_payloads(payloads))
 
+    def truncate(self, index: int) -> None:
+        """See `Log`."""
+        self.low = max(self.low, index)
+
     def clone(self) -> "StandInLog":
         """Return a second trusted part with the same key and state: what must never exist."""
         twin = StandInLog.__new__(StandInLog)
         twin.public_key, twin.id, twin.last, twin.head = self.public_key, self.id, self.last, self.head
-        twin.context = self.context
+        twin.low, twin.context = self.low, self.context
         return twin
 
 
@@ -125,15 +146,35 @@ class RealLog:
         self.public_key = self._log.public_key
         self.context = bytes(32)
 
+    @property
+    def last(self) -> int:
+        """See `Log`."""
+        return self._log.last
+
+    @property
+    def head(self) -> bytes:
+        """See `Log`."""
+        return self._log.head
+
     def append(self, payloads: tuple[bytes, ...]) -> bytes:
         """See `Log`."""
         attestation = self._log.append([entry_digest(payload) for payload in payloads], context=self.context)
         return encode_group(attestation, encode_payloads(payloads))
 
+    @property
+    def low(self) -> int:
+        """See `Log`."""
+        return self._log.low
+
+    def truncate(self, index: int) -> None:
+        """See `Log`."""
+        if index > self.low:
+            self._log.truncate(index, context=self.context)
+
 
 def make_cluster(f: int, ordering: Ordering, limits: Limits, seed: int, *, real: bool) -> tuple[Genesis, list[Log]]:
     """Make the logs of a cluster of 2f + 1 and what its members agree on."""
-    logs: list[Log] = [RealLog(i) if real else StandInLog(i) for i in range(2 * f + 1)]
+    logs: list[Log] = [RealLog(i) if real else StandInLog(i) for i in range(quorum.replica_count(f))]
     genesis = Genesis(
         name="sim",
         nonce=seed.to_bytes(32, "big"),
@@ -174,6 +215,14 @@ class Verifier:
             self._groups[key] = self._verify(log, raw)
         return self._groups[key]
 
+    def entry(self, log: int, proof: EntryProof) -> bool:
+        """Say whether `log` attested the entry that is shown."""
+        try:
+            self._verify_statement(log, proof.attestation, list(proof.digests))
+        except (LayoutError, VerificationError):
+            return False
+        return True
+
     def envelope(self, envelope: Envelope) -> bool:
         """Say whether the envelope's client signed it."""
         known = self._envelopes.get(envelope.raw)
@@ -194,22 +243,22 @@ class Verifier:
         try:
             group = decode_group(raw, self._limits)
             digests = [entry_digest(payload) for payload in group.payloads]
-            said = self._verify_statement(log, group, digests)
+            said = self._verify_statement(log, group.attestation, digests)
         except (LayoutError, VerificationError):
             return None
         return VerifiedGroup(log, said.first, said.last, said.head_before, said.head_after, group.payloads, raw)
 
-    def _verify_statement(self, log: int, group: Group, digests: list[bytes]) -> AppendStatement:
+    def _verify_statement(self, log: int, attestation: Attestation, digests: list[bytes]) -> AppendStatement:
         identity = self._identities[log]
         if identity is not None:
-            return verify_append(identity, group.attestation, digests, context=self._context)
-        said = AppendStatement.decode(group.attestation.statement)
+            return verify_append(identity, attestation, digests, context=self._context)
+        said = AppendStatement.decode(attestation.statement)
         if said.log_id != log_id(self._keys[log]) or said.context != self._context or said.epoch:
             raise VerificationError("wrong-log", "the statement is another log's")
         if said.last - said.first + 1 != len(digests):
             raise VerificationError("wrong-count", "as many digests as the statement says")
         if fold(said.head_before, said.first, digests) != said.head_after:
             raise VerificationError("wrong-head", "the digests do not lead to the attested head")
-        if group.attestation.signature != _stand_in_signature(self._keys[log], group.attestation.statement):
+        if attestation.signature != _stand_in_signature(self._keys[log], attestation.statement):
             raise VerificationError("bad-signature", "signature does not verify")
         return said

@@ -1,6 +1,12 @@
-"""What travels between the nodes of the virtual world."""
+"""What travels between the nodes of the virtual world.
+
+life: of whoever asked. A connection ends with the process, so an answer never reaches a later life of the one who
+asked; here, whoever is answered looks at this number.
+"""
 
 from dataclasses import dataclass
+
+from replica.core.snapshot import PartWanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,9 +19,14 @@ class GroupMessage:
 
 @dataclass(frozen=True, slots=True)
 class Subscribe:
-    """Send me your own log from index `first` on."""
+    """Send me your own log from index `first` on.
+
+    heads: now and then also up to where the subscriber holds every log, as `replica.core.heads` lays it out; else b"".
+    """
 
     first: int
+    life: int
+    heads: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +35,47 @@ class FetchMessage:
 
     log: int
     first: int
+    life: int
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The end of an answer: of `log` I hold the indexes `first` to `last`; none if first = last + 1."""
+
+    log: int
+    first: int
+    last: int
+    life: int
+
+
+@dataclass(frozen=True, slots=True)
+class AskCheckpoint:
+    """Tell me which stable checkpoint's state you can hand out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """This one's. header and certificate as `replica.core.checkpoint` lays them out."""
+
+    header: bytes
+    certificate: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class AskPart:
+    """Send me a part of the state after `slot`."""
+
+    slot: int
+    want: PartWanted
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """That part; None if I do not have that state (any more)."""
+
+    slot: int
+    want: PartWanted
+    data: bytes | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,18 +10,19 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from client.pending import Tally
-from replica.core import carry, entries, execution, machine, pen, slots
+from replica.core import carry, checkpoints, entries, execution, machine, pen, slots
 from replica.core.batch import NULL_BATCH
 from replica.core.entries import Commit, NewView, Prepare, PrePrepare, Reference, ViewChange
 from replica.core.envelope import Open
-from replica.core.events import Appended, Fetch
+from replica.core.events import Fetch
 from replica.core.fetching import Fetcher
+from replica.core.heads import HeadsComparer
 from replica.core.inbox import Arrival, Inbox
 from replica.core.layout import LayoutError, Reader
+from replica.core.logstate import LogState
 from replica.core.patience import Patience
 from replica.core.rules import Violation, Wait, apply_entry, judge
 from replica.core.slots import Slot, SlotBook, ViewTally
-from replica.sim.replica import CorrectReplica
 
 Patch = tuple[Any, str, Any]
 
@@ -34,7 +35,7 @@ def quorum_one_short() -> list[Patch]:
 
 
 def stable_one_short() -> list[Patch]:
-    return [(machine, "is_quorum", lambda voters, f: voters.bit_count() >= f)]
+    return [(checkpoints, "is_quorum", lambda voters, f: voters.bit_count() >= f)]
 
 
 def one_counts_twice() -> list[Patch]:
@@ -181,11 +182,18 @@ def second_proposal_accepted() -> list[Patch]:
 
 
 def change_without_quorum() -> list[Patch]:
+    """Let one wish move the view, for those who write as for those who read."""
+    right = judge
+
+    def lax(state: Any, entry: Any, reading: Any) -> Any:
+        verdict = right(state, entry, reading)
+        return None if isinstance(verdict, Wait) and isinstance(entry, ViewChange) else verdict
+
     def owed(writer: Any) -> ViewChange | None:
         wanted = max(state.wants for state in writer._states())
         return ViewChange(wanted) if wanted > writer.view else None
 
-    return [(pen.Pen, "_owed_view_change", owed)]
+    return [(pen.Pen, "_owed_view_change", owed), (machine, "judge", lax)]
 
 
 def any_progress_restores() -> list[Patch]:
@@ -218,7 +226,17 @@ def patience_never_grows() -> list[Patch]:
 
 
 def missing_never_asked_for() -> list[Patch]:
-    return [(Fetcher, "due", lambda *_: [])]
+    return [(Fetcher, "due", lambda *_: []), *_heads_ask_nobody_else()]
+
+
+def _heads_ask_nobody_else() -> list[Patch]:
+    """Ask what peers say that they hold of its author, or of nobody."""
+    right = HeadsComparer.compare
+
+    def compare(comparer: Any, event: Any, *seen: Any) -> list[Fetch]:
+        return [fetch for fetch in right(comparer, event, *seen) if fetch.log == fetch.ask]
+
+    return [(HeadsComparer, "compare", compare)]
 
 
 def fetched_from_author_only() -> list[Patch]:
@@ -227,7 +245,7 @@ def fetched_from_author_only() -> list[Patch]:
     def due(fetcher: Any, now_ms: int, inboxes: Any, blind: Any) -> list[Fetch]:
         return [Fetch(fetch.log, fetch.first, fetch.log) for fetch in right(fetcher, now_ms, inboxes, blind)]
 
-    return [(Fetcher, "due", due)]
+    return [(Fetcher, "due", due), *_heads_ask_nobody_else()]
 
 
 def no_votes_for_the_executed() -> list[Patch]:
@@ -239,47 +257,11 @@ def no_votes_for_the_executed() -> list[Patch]:
     return [(pen.Pen, "_owed_vote", owed)]
 
 
-# Durability.
+# Memory.
 
 
-def sent_before_durable() -> list[Patch]:
-    """Attest and send at once; a crash before the append is durable takes the trusted part back."""
-
-    def append(replica: Any, effect: Any) -> None:
-        life, log = replica._life, replica.log
-        replica._durable = len(replica._journal)
-        replica.before = (log.last, log.head)
-        group = replica._attest(effect.payloads)
-        replica.publish(group)
-
-        def appended() -> None:
-            if replica._life == life and not replica.is_down:
-                replica.before = None
-                replica.handle(Appended(group))
-
-        replica.world.after(replica.world.random.randint(20, 60), appended)
-
-    right = CorrectReplica.crash
-
-    def crash(replica: Any) -> None:
-        right(replica)
-        if getattr(replica, "before", None) is not None:
-            replica.log.last, replica.log.head = replica.before
-            replica.held[replica.number].pop()
-            replica.before = None
-
-    return [(CorrectReplica, "_append", append), (CorrectReplica, "crash", crash)]
-
-
-def causes_not_durable() -> list[Patch]:
-    right = CorrectReplica.restart
-
-    def restart(replica: Any) -> None:
-        replica._durable //= 2
-        replica._journal = replica._journal[: replica._durable]
-        right(replica)
-
-    return [(CorrectReplica, "restart", restart)]
+def nothing_pruned() -> list[Patch]:
+    return [(LogState, "prune", lambda *_: None)]
 
 
 # Clients and sessions.

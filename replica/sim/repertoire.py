@@ -2,7 +2,7 @@
 
 import random
 
-from replica.sim import lies, strategies
+from replica.sim import clones, cutlies, hiding, lies, poison, rulebreakers, strategies
 from replica.sim.strategies import Strategy
 
 STRATEGIES: dict[str, type[Strategy]] = {
@@ -34,14 +34,28 @@ STRATEGIES: dict[str, type[Strategy]] = {
         lies.Drip,
         lies.OldRequests,
         lies.Rush,
-        lies.ClonedLog,
+        lies.NullVoter,
+        rulebreakers.RuleBreaker,
+        cutlies.FalseCuts,
+        poison.FalseParts,
+        poison.FalseOffers,
+        poison.FalseHeld,
+        poison.ForgedState,
+        poison.FalseHeads,
+        hiding.HiddenView,
+        clones.ClonedLog,
+        clones.ClonedPrimary,
     )
 }
 # These end a replica's influence at once, so they are drawn less often.
 _ENDING = ("silent", "crash")
-# This one breaks the assumption, and is never drawn.
-_IMPOSSIBLE = ("cloned-log",)
-DRAWN = tuple(name for name in STRATEGIES if name not in _IMPOSSIBLE)
+# These break the assumption, and are never drawn.
+_IMPOSSIBLE = ("cloned-log", "cloned-primary")
+# Only for scripted runs, and for those that are about one rule.
+_SCRIPTED = ("null-vote", "rule-breaker")
+# These are drawn after everything else, so that what is drawn before stays as it was.
+LATE = ("false-heads", "hidden-view")
+DRAWN = tuple(name for name in STRATEGIES if name not in {*_IMPOSSIBLE, *_SCRIPTED, *LATE})
 _OTHERS = tuple(name for name in DRAWN if name not in _ENDING)
 
 
@@ -59,3 +73,10 @@ def draw_strategies(chance: random.Random) -> tuple[str, ...]:
     if chance.random() < 0.25 and "withhold" not in drawn:
         drawn.append("withhold")
     return tuple(drawn)
+
+
+def draw_late(chance: random.Random, strategies: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
+    """Return the strategies of all faulty replicas, in some runs with what is drawn late added."""
+    if chance.random() < 0.1:
+        strategies = tuple((*chosen, "hidden-view") for chosen in strategies)
+    return tuple((*chosen, "false-heads") if chance.random() < 0.1 else chosen for chosen in strategies)

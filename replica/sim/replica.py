@@ -1,300 +1,109 @@
-"""A correct replica: the real core, and a shell that carries out its effects in virtual time.
+"""A correct replica: the real core, and a shell that does what the daemon's does.
 
-The shell does what the daemon's does. Groups are verified before the core sees them; envelopes too. Append is answered
-after a while by Appended, and only then does anybody hear of the group. The own log is pushed to every peer; what gets
-lost on the way comes when the peer subscribes again, from where it stands, which it does every so often. Whoever holds
-a log serves it to whoever fetches it.
-
-A correct replica may crash and come back. It then has what was durable: everything that was handed to its core before
-the last Append (a replica makes an entry's causes durable before the entry), its own entries, the last group included
-if the trusted part took it. What arrived later may be lost.
+Append is answered after a while by Appended, and only then does anybody hear of the group. A correct replica may crash
+and come back with what its disk (`replica.sim.disk`) then holds.
 """
 
 import traceback
-from bisect import bisect_left
-from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
-from replica.application import Context
 from replica.apps.kv import KeyValue
 from replica.core import events
-from replica.core.batch import NULL_BATCH
-from replica.core.carry import Carry
-from replica.core.events import Event, VerifiedGroup
-from replica.core.layout import LayoutError
-from replica.core.machine import ReplicaCore
+from replica.core.events import Event
+from replica.core.group import VerifiedGroup
 from replica.core.patience import Patience
-from replica.sim.logs import Log
-from replica.sim.messages import AskReport, Connected, FetchMessage, GroupMessage, Reply, Report, Request, Subscribe
-from replica.sim.setting import WALL_MS, Setting
-from replica.sim.words import effect_in_words, group_label
-
-TICK_MS = 50
-SUBSCRIBE_MS = 400
-SERVED_GROUPS_MAX = 24
-WALL_SKEW_MS_MAX = 30 * 86_400_000
+from replica.core.snapshot import Fetched, Milestone, MilestoneRule, Snapshot
+from replica.sim.disk import Damage, Disk
+from replica.sim.host import Host, WatchedCore, WatchedKeyValue
+from replica.sim.library import Library
+from replica.sim.logs import Log, StandInLog
+from replica.sim.setting import CUT_PATIENCES, WALL_MS, Setting
+from replica.sim.words import group_label
 
 
-class WatchedKeyValue(KeyValue):
-    """The real application; the witness hears of every operation that it carries out."""
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """What an operator may have put aside: a disk and the trusted state, as they were at one moment."""
 
-    def __init__(self, heard: Callable[[int, bytes, bytes], None]) -> None:
-        self._heard = heard
-
-    def apply(self, operation: bytes, context: Context) -> bytes:
-        """See `KeyValue`."""
-        self._heard(context.slot, context.client, operation)
-        return super().apply(operation, context)
-
-
-class WatchedCore(ReplicaCore):
-    """The real core; it lets the simulator see how large its collections are and what new views carried."""
-
-    carries: Counter[str]
-
-    def _open_view(self, log: int, view: int, carried: Carry) -> None:
-        super()._open_view(log, view, carried)
-        if not carried.votes:
-            self.carries["carried-none"] += 1
-        for _, digest in carried.votes:
-            self.carries["carried-null" if digest == NULL_BATCH.digest else "carried-vote"] += 1
-
-    def sizes(self) -> dict[str, int]:
-        """Return the size of everything that grows."""
-        return {
-            "slots": len(self._known.slots),
-            "requests": len(self._known.requests),
-            "unread": max(len(inbox.unread) for inbox in self._inboxes),
-            "votes": max(len(state.votes) for state in self._known.states),
-            "commits": max(len(state.commits) for state in self._known.states),
-            "checkpoints": len(self._checkpoints),
-            "own-digests": len(self._known.own_digests),
-            "views": max(len(state.view_change_at) for state in self._known.states),
-        }
-
-    def waiting_requests(self) -> list[bytes]:
-        """Return the digests of the requests that wait."""
-        return [waiting.digest for waiting in self._known.requests]
-
-    def check(self) -> None:
-        """Raise RuntimeError if an invariant of a log's reduced state is broken."""
-        for state in self._known.states:
-            state.check()
-
-    def contents(self) -> dict[bytes, bytes]:
-        """Return the application's whole state."""
-        return dict(self.executor.state.scan())
-
-
-class Host:
-    """What every replica's shell does, a faulty one's too, as long as its strategies do not say otherwise."""
-
-    def __init__(self, setting: Setting, number: int, log: Log) -> None:
-        self.setting = setting
-        self.world = setting.world
-        self.number = number
-        self.log = log
-        self.peers = [i for i in range(setting.genesis.n) if i != number]
-        self.is_down = False
-        # Per log, what is held without gaps, and what came too early.
-        self.held: list[list[VerifiedGroup]] = [[] for _ in range(setting.genesis.n)]
-        self._early: list[dict[int, VerifiedGroup]] = [{} for _ in range(setting.genesis.n)]
-        self._life = 0
-        self._wall_skew = setting.world.random.randint(-WALL_SKEW_MS_MAX, WALL_SKEW_MS_MAX)
-        setting.network.nodes[number] = self
-        self.core = self._make_core()
-        self.core.carries = self.world.counts
-
-    # What differs between correct and faulty replicas.
-
-    def _make_core(self) -> WatchedCore:
-        raise NotImplementedError
-
-    def carry_out(self, effect: events.Effect) -> None:
-        """Do what the core asks for."""
-        raise NotImplementedError
-
-    # Time.
-
-    def start(self) -> None:
-        """Begin to live."""
-        life = self._life
-        offset = self.world.random.randrange(TICK_MS)
-
-        def tick() -> None:
-            if self._life == life and not self.is_down:
-                wall = max(0, WALL_MS + self.world.now + self._wall_skew)
-                self.handle(events.Tick(self.world.now, wall))
-                self.world.after(TICK_MS, tick)
-
-        def subscribe() -> None:
-            if self._life == life and not self.is_down:
-                self.subscribe()
-                self.world.after(SUBSCRIBE_MS, subscribe)
-
-        self.world.after(offset, tick)
-        self.world.after(offset * 3, subscribe)
-
-    def subscribe(self) -> None:
-        """Ask every peer for what follows in its log."""
-        for peer in self.peers:
-            first = self.core.received(peer) + 1
-            self.send(peer, Subscribe(first), f"subscribe {first}")
-
-    # Messages.
-
-    def send(self, to: int, message: object, label: str, hold: int = 0) -> None:
-        """Send a message to a node."""
-        self.setting.network.send(self.number, to, message, label, hold)
-
-    def receive(self, source: int, message: object) -> None:
-        """Take a message from the network."""
-        if self.is_down:
-            return
-        if isinstance(message, GroupMessage):
-            self.on_group(message)
-        elif isinstance(message, Subscribe):
-            self.serve(source, self.number, message.first)
-        elif isinstance(message, FetchMessage):
-            self.serve(source, message.log, message.first)
-        elif isinstance(message, Request):
-            self.on_request(source, message)
-        elif isinstance(message, AskReport):
-            self.send(source, self.report(), "report")
-
-    def report(self) -> Report:
-        """Return what this replica says of itself."""
-        return Report(self.core.executed, self.core.view)
-
-    def welcome(self, client: int) -> None:
-        """Let a client's connection to this replica stand."""
-        if not self.is_down:
-            self.send(client, Connected(self.core.executed, self.core.view), "connected")
-
-    def on_group(self, message: GroupMessage) -> None:
-        """Verify a group, keep it and hand it to the core."""
-        group = self.setting.verifier.group(message.log, message.raw)
-        if group is None:
-            self.world.counts["refused-groups"] += 1
-            return
-        self.setting.witness.saw_group(group)
-        self.keep(group)
-        self.handle(events.GroupReceived(group))
-
-    def on_request(self, source: int, message: Request) -> None:
-        """Verify an envelope and hand it to the core."""
-        try:
-            envelope = self.setting.decode(message.raw)
-        except LayoutError:
-            self.world.counts["refused-envelopes"] += 1
-            return
-        if not self.setting.verifier.envelope(envelope):
-            self.world.counts["refused-envelopes"] += 1
-            return
-        relayed = source < self.setting.genesis.n
-        self.handle(events.RequestReceived(envelope, relayed, source))
-
-    # Logs.
-
-    def keep(self, group: VerifiedGroup) -> None:
-        """Keep a group for those who fetch it."""
-        held, early = self.held[group.author], self._early[group.author]
-        early[group.first] = group
-        following = held[-1].last + 1 if held else 1
-        while (found := early.pop(following, None)) is not None:
-            held.append(found)
-            following = found.last + 1
-        for first in [first for first in early if first < following]:
-            del early[first]
-
-    def serve(self, reader: int, log: int, first: int) -> None:
-        """Send what is held of a log from `first` on."""
-        if not 0 <= log < len(self.held):
-            return
-        held = self.held[log]
-        at = bisect_left(held, first, key=lambda group: group.last)
-        for group in held[at : at + SERVED_GROUPS_MAX]:
-            self.send(reader, GroupMessage(log, group.raw), group_label(group))
-
-    def publish(self, group: VerifiedGroup) -> None:
-        """Push a new own group to every peer."""
-        for peer in self.peers:
-            self.send(peer, GroupMessage(self.number, group.raw), group_label(group))
-
-    # The core.
-
-    def handle(self, event: Event) -> None:
-        """Hand an event to the core and carry out what it asks for."""
-        for effect in self.core.handle(event):
-            if self.world.is_traced and (said := effect_in_words(effect)):
-                self.world.remark(f"replica {self.number}: {said}")
-            self.carry_out(effect)
-
-    def relay(self, effect: events.Relay) -> None:
-        """Hand a request to the primary."""
-        self.send(effect.to, Request(effect.envelope.raw), "relay")
-
-    def fetch(self, effect: events.Fetch) -> None:
-        """Ask a replica for part of a log."""
-        self.world.counts["fetches"] += 1
-        self.send(effect.ask, FetchMessage(effect.log, effect.first), f"fetch {effect.log} from {effect.first}")
-
-    def reply(self, effect: events.Send) -> None:
-        """Send a reply to its client."""
-        client = self.setting.clients.get(effect.client)
-        if client is not None:
-            self.send(client, Reply(effect.reply), "reply")
+    disk: Disk
+    log: StandInLog
 
 
 class CorrectReplica(Host):
-    """A replica that does what it should, and may crash and come back."""
+    """A replica that does what it should, and may crash and come back.
+
+    rolled_back: its disk and its trusted state were replaced by an older copy, which makes it one of the f faulty ones:
+    it must stop, and everything that it does before must be right. on_milestone: called when one has become durable.
+    """
 
     def __init__(self, setting: Setting, number: int, log: Log) -> None:
-        self._journal: list[VerifiedGroup] = []
-        self._durable = 0
+        self.rolled_back = False
+        self.disk = Disk()
         self._appending: tuple[bytes, ...] | None = None
+        self._installing: Snapshot | None = None
+        self.on_milestone: Callable[[CorrectReplica], None] = lambda _: None
+        self._was_damaged = False  # and no milestone made that good since
+        self._left_at: tuple[int, int] | None = None  # slot and view when it last crashed
         super().__init__(setting, number, log)
-        self.handle(events.Recovered())
+        self.handle(events.Recovered(log.last, log.head))
 
-    def _make_core(self) -> WatchedCore:
+    def _make_core(self, snapshot: Snapshot | None) -> WatchedCore:
         setting, witness, number = self.setting, self.setting.witness, self.number
-        witness.born(number)
+        witness.born(number, 0 if snapshot is None else snapshot.header.slot)
         return WatchedCore(
             setting.genesis,
             number,
-            WatchedKeyValue(lambda slot, client, operation: witness.applied(number, slot, client, operation)),
+            self._application(),
             setting.verifier.heads(),
             setting.verifier.envelope,
-            Patience(setting.patience_ms),
+            Patience(setting.patience_ms, CUT_PATIENCES),
+            snapshot=snapshot,
+            milestones=MilestoneRule(intervals=setting.milestone_intervals),
         )
 
+    def _application(self) -> WatchedKeyValue:
+        witness, number = self.setting.witness, self.number
+        return WatchedKeyValue(lambda slot, client, operation: witness.applied(number, slot, client, operation))
+
     def handle(self, event: Event) -> None:
-        """See `Host`; an exception of the core is a violation, not the end of the simulator."""
-        if self.is_down:
-            return
-        if isinstance(event, events.GroupReceived) and event.group.author != self.number:
-            self._journal.append(event.group)
+        """See `Host`."""
+        if not self.is_down and self._survives(partial(super().handle, event)):
+            self.setting.witness.look_at(self.number, self.core)
+
+    def _survives(self, work: Callable[[], None]) -> bool:
+        """Do something; an exception of the core is a violation and this replica's end, not the simulator's."""
         try:
-            super().handle(event)
+            work()
         except Exception as error:  # noqa: BLE001 - whatever it is, it must be reported with its seed
             where = traceback.extract_tb(error.__traceback__)[-1]
             text = f"{type(error).__name__}: {error} in {where.name}, line {where.lineno} of {where.filename}"
             self.setting.witness.violation("exception", f"replica {self.number}: {text}")
             self.is_down = True
-            return
-        self.setting.witness.look_at(self.number, self.core)
+            return False
+        return True
 
     def carry_out(self, effect: events.Effect) -> None:
         """See `Host`."""
         witness, number = self.setting.witness, self.number
         if isinstance(effect, events.Append):
             self._append(effect)
+        elif isinstance(effect, events.Taken):
+            self.library.add(effect.group)
+            self.disk.receive(effect.group, number)
         elif isinstance(effect, events.Send):
             self.reply(effect)
         elif isinstance(effect, events.Relay):
             self.relay(effect)
         elif isinstance(effect, events.Fetch):
             self.fetch(effect)
+        elif isinstance(effect, events.AskCheckpoint | events.AskPart):
+            self.ask_about_state(effect)
+        elif isinstance(effect, events.Persist):
+            self._persist(effect.milestone)
+        elif isinstance(effect, events.Install):
+            self._install(effect.fetched)
         elif isinstance(effect, events.Executed):
             witness.executed(number, effect.slot, effect.batch.raw)
         else:
@@ -302,7 +111,7 @@ class CorrectReplica(Host):
 
     def _append(self, effect: events.Append) -> None:
         life = self._life
-        self._durable = len(self._journal)
+        self.disk.sync()
         self._appending = effect.payloads
 
         def appended() -> None:
@@ -316,6 +125,7 @@ class CorrectReplica(Host):
         self.world.note(f"{self.number} appended {group_label(group)}")
         self.publish(group)
         self.handle(events.Appended(group))
+        self._begin_anew()
 
     def _attest(self, payloads: tuple[bytes, ...]) -> VerifiedGroup:
         group = self.setting.verifier.group(self.number, self.log.append(payloads))
@@ -323,8 +133,113 @@ class CorrectReplica(Host):
             raise RuntimeError("the simulated log attested what does not verify")
         self._appending = None
         self.setting.witness.saw_group(group)
-        self.keep(group)
+        self.library.add(group)
+        self.disk.say(group)
         return group
+
+    # Milestones and transfer.
+
+    def _later(self, what: Callable[[], None]) -> None:
+        """Do something when the disk is ready, unless it crashes before."""
+        life = self._life
+
+        def ready() -> None:
+            if self._life == life and not self.is_down:
+                what()
+
+        self.world.after(self.world.random.randint(0, 20 * self.setting.append_ms_max), ready)
+
+    def _persist(self, milestone: Milestone) -> None:
+        self.disk.milestones.append(milestone)
+
+        def durable() -> None:
+            # In their order: each holds only what changed since the one before.
+            while milestone in self.disk.milestones:
+                self.disk.sync()
+                self.persist(self.disk.milestones.pop(0))
+                self.disk.take(self.kept, self.library)
+                self._truncate()
+                self.world.counts["milestones"] += 1
+                self.on_milestone(self)
+                if self.is_down:
+                    return
+
+        self._later(durable)
+
+    def _install(self, fetched: Fetched) -> None:
+        self.world.counts["transfers"] += 1
+        self._count_what_was_missed(fetched)
+        milestone = fetched.milestone()
+
+        def make() -> None:
+            self._installing = fetched.snapshot(self._application(), self.setting.genesis.limits)
+
+        def durable() -> None:
+            self.disk.milestones.clear()
+            self.disk.sync()
+            self.persist(milestone)
+            self.disk.take(self.kept, self.library)
+            self._truncate()
+            if self._survives(make) and not self.core.is_appending:
+                self._begin_anew()
+
+        self._later(durable)
+
+    def _count_what_was_missed(self, fetched: Fetched) -> None:
+        """Count an absence across several checkpoints and views at once that ends with a transfer."""
+        if self._left_at is None:
+            return
+        slot, view = self._left_at
+        self._left_at = None
+        genesis = self.setting.genesis
+        views = sorted((state.view for state in fetched.states), reverse=True)
+        checkpoints = (fetched.header.slot - slot) // genesis.limits.checkpoint_interval
+        if checkpoints >= 2 and views[genesis.quorum - 1] >= view + 2:
+            self.world.counts["away-across-checkpoints-and-views"] += 1
+
+    def _truncate(self) -> None:
+        """Let the trusted log forget what lies before the cut of the milestone that is durable."""
+        if self.kept is not None:
+            low = self.kept.cut(self.setting.genesis.n)[self.number] + 1
+            # After damage, peers may give back a milestone older than the lost one: its log's part comes from them too.
+            self._was_damaged = self._was_damaged and low < self.log.low
+            self.log.truncate(low)
+            self.world.counts["log-truncations"] += 1
+
+    def _begin_anew(self) -> None:
+        """Go on with a core that begins with what was transferred, once nothing is being appended."""
+        snapshot, self._installing = self._installing, None
+        if snapshot is None or self.is_down:
+            return
+        self.world.note(f"{self.number} installs {snapshot.header.slot}")
+        self._begin(snapshot)
+
+    def _begin(self, snapshot: Snapshot | None) -> None:
+        """Make a core from a snapshot and what the disk holds beyond it."""
+        self._life += 1
+        self.count_refusals()
+        self.core = self.make_core(snapshot)
+        self.library = Library(self.setting.genesis.n)
+        if self.kept is not None:
+            for log, upto in enumerate(self.kept.cut(self.setting.genesis.n)):
+                self.library.forget(log, upto)
+        self.handle(events.Tick(self.world.now, WALL_MS + self.world.now))
+        stored, self.disk = self.disk, self.disk.emptied()
+        groups, noticed = stored.read(self.setting.verifier.group)
+        self.world.counts["damaged-groups-noticed"] += noticed
+        for group in groups:
+            if group.author == self.number:
+                self.library.add(group)
+                self.disk.say(group)
+            self.handle(events.GroupReceived(group))
+        self.disk.sync()
+        self.handle(events.Recovered(self.log.last, self.log.head))
+        self.start()
+
+    def count_refusals(self) -> None:
+        """Count what the core, which is about to end, did not take."""
+        for reason, count in self.core.all_refusals().items():
+            self.world.counts[f"refused-{reason}"] += count
 
     # Crashes.
 
@@ -333,31 +248,74 @@ class CorrectReplica(Host):
         if not self.is_down:
             self.is_down = True
             self._life += 1
+            self._installing = None
+            self._left_at = (self.core.executed, self.core.view)
+            self.leases.clear()
             self.world.counts["crashes"] += 1
             self.world.note(f"{self.number} crashes")
 
-    def restart(self) -> None:
-        """Come back with what was durable."""
-        if not self.is_down:
+    def restart(self, damage: Damage = Damage.NONE) -> None:
+        """Come back with what was durable, less what the damage took."""
+        if not self.is_down or self.core.halted is not None:
             return
-        chance = self.world.random
         self.is_down = False
-        self.world.note(f"{self.number} restarts")
-        if self._appending is not None and chance.random() < 0.5:
+        self.world.counts["restarts"] += 1
+        self.world.note(f"{self.number} restarts, damage: {damage.value}")
+        if damage is Damage.NONE and self._appending is not None and self.world.random.random() < 0.5:
             # The trusted part took the group before the crash; its one statement is issued again.
             self._attest(self._appending)
         self._appending = None
-        kept = self._journal[: chance.randint(self._durable, len(self._journal))]
-        own = self.held[self.number]
-        self.held = [[] for _ in self.held]
-        self._early = [{} for _ in self._early]
-        self._journal = []
-        self.core = self._make_core()
-        self.core.carries = self.world.counts
-        self.handle(events.Tick(self.world.now, WALL_MS + self.world.now))
-        for group in (*own, *kept):
-            self.keep(group)
-            self.handle(events.GroupReceived(group))
-        self._durable = len(self._journal)
-        self.handle(events.Recovered())
-        self.start()
+        self.world.counts["writes-lost"] += self.disk.crash(self.world.random)
+        if self.disk.damage(damage, self.world.random):
+            self._was_damaged = True
+            self.world.counts[f"damage-{damage.value}"] += 1
+        if not self._was_damaged:
+            self._check_what_is_forgotten()
+        if damage is Damage.NONE and not self.is_milestone_sound():
+            text = f"the milestone that replica {self.number} stored is not what its header names"
+            self.setting.witness.violation("state", text)
+        self._begin(self._stored_snapshot())
+
+    def _check_what_is_forgotten(self) -> None:
+        """Note if the trusted log forgot entries of which the disk has neither the groups nor a milestone."""
+        kept = self.disk.kept
+        covered = 0 if kept is None else kept.cut(self.setting.genesis.n)[self.number]
+        if self.log.low > covered + 1:
+            text = f"replica {self.number}'s trusted log begins at {self.log.low}, its milestone ends at {covered}"
+            self.setting.witness.violation("durability", text)
+
+    def is_milestone_sound(self) -> bool:
+        """Say whether the disk's milestone, if there is one, is what its header and certificate name."""
+        kept, setting = self.disk.kept, self.setting
+        return kept is None or kept.snapshot(setting.genesis, KeyValue(), setting.verifier.entry) is not None
+
+    def _stored_snapshot(self) -> Snapshot | None:
+        """Return what the disk's milestone comes to; one that is damaged is given up."""
+        self.kept = self.disk.kept
+        if self.kept is None:
+            return None
+        setting = self.setting
+        snapshot = self.kept.snapshot(setting.genesis, self._application(), setting.verifier.entry)
+        if snapshot is None:
+            self.world.counts["damaged-state-noticed"] += 1
+            self.kept = self.disk.kept = None
+        return snapshot
+
+    # An older copy.
+
+    def put_aside(self) -> Copy | None:
+        """Return a copy of the disk and the trusted state; None if there cannot be one now."""
+        if self.is_down or self.core.is_appending or not isinstance(self.log, StandInLog) or not self.log.last:
+            return None
+        return Copy(self.disk.copy(), self.log.clone())
+
+    def roll_back(self, copy: Copy) -> None:
+        """Come back with an older copy of everything."""
+        self.crash()
+        self.world.note(f"{self.number} is rolled back to entry {copy.log.last}")
+        self.world.counts["rollbacks"] += 1
+        self.setting.witness.excuse(self.number)
+        self.rolled_back = True
+        self._appending = None
+        self.disk, self.log = copy.disk, copy.log
+        self.restart()

@@ -14,12 +14,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from replica.sim.audience import Audience
+from replica.sim.bounds import bounds
 from replica.sim.clients import CorrectClient
+from replica.sim.disk import Damage
 from replica.sim.faulty import Cabal, FaultyReplica
+from replica.sim.host import Host
 from replica.sim.logs import Verifier, make_cluster
 from replica.sim.oracle import Oracle
 from replica.sim.repertoire import make_strategy
-from replica.sim.replica import CorrectReplica, Host
+from replica.sim.replica import CorrectReplica
 from replica.sim.scenario import Scenario, draw
 from replica.sim.setting import CLIENTS_FROM, VILLAINS_FROM, Setting
 from replica.sim.villains import FaultyClient
@@ -43,16 +47,22 @@ class Outcome:
 class Run:
     """One virtual world from its first event to its verdict."""
 
-    def __init__(self, scenario: Scenario, trace: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        scenario: Scenario,
+        trace: Callable[[str], None] | None = None,
+        audience: Audience | None = None,
+    ) -> None:
         self.scenario = scenario
         self.world = World(scenario.seed, trace=trace)
         limits = scenario.limits
         genesis, logs = make_cluster(
             scenario.f, scenario.ordering, limits, scenario.seed, real=scenario.real_signatures
         )
+        self.is_healed = False
         self.correct = tuple(i for i in range(scenario.n) if i not in scenario.faulty)
         oracle = Oracle(limits.checkpoint_interval, limits.session_window, limits.sessions_per_client_max)
-        self.witness = Witness(genesis.cluster_id(), scenario.n, frozenset(self.correct), oracle, _bounds(scenario))
+        self.witness = Witness(genesis.cluster_id(), scenario.n, frozenset(self.correct), oracle, bounds(scenario))
         self.witness.clock = lambda: self.world.now
         self.setting = Setting(
             world=self.world,
@@ -62,6 +72,9 @@ class Run:
             witness=self.witness,
             patience_ms=scenario.patience_ms,
             append_ms_max=scenario.append_ms_max,
+            milestone_intervals=scenario.milestone_intervals,
+            retained=scenario.retained,
+            audience=audience or Audience(),
         )
         self.replicas = {i: CorrectReplica(self.setting, i, logs[i]) for i in self.correct}
         real = scenario.real_signatures
@@ -131,14 +144,16 @@ class Run:
     def _what_waits(self) -> list[str]:
         """Return what must come to an end when nobody asks for more."""
         waits = [f"client {c.number} waits for {len(c.unanswered)} answers" for c in self.clients if c.unanswered]
-        reached = max(r.core.executed for r in self.replicas.values())
-        held = Counter(digest for r in self.replicas.values() for digest in r.core.waiting_requests())
+        sound = {number: replica for number, replica in self.replicas.items() if not replica.rolled_back}
+        reached = max(r.core.executed for r in sound.values())
+        held = Counter(digest for r in sound.values() for digest in r.core.waiting_requests())
         # A faulty primary may ignore for ever what its client did not send to a quorum of correct replicas.
-        enough = self.setting.genesis.quorum if self.scenario.faulty else 1
+        all_are_sound = len(sound) == self.scenario.n
+        enough = 1 if all_are_sound else self.setting.genesis.quorum
         owed = sum(1 for holders in held.values() if holders >= enough)
         if owed:
             waits.append(f"{owed} requests are held by {enough} correct replicas or more")
-        for number, replica in self.replicas.items():
+        for number, replica in sound.items():
             if replica.core.executed < reached:
                 waits.append(
                     f"replica {number} in view {replica.core.view} is at slot {replica.core.executed} of {reached}"
@@ -146,6 +161,7 @@ class Run:
         return waits
 
     def _heal(self) -> None:
+        self.is_healed = True
         self.setting.network.heal(self.scenario.healed)
         for replica in self.replicas.values():
             replica.restart()
@@ -158,12 +174,17 @@ class Run:
         states = {}
         for number, replica in self.replicas.items():
             core = replica.core
+            replica.count_refusals()
             self.witness.state_digest(number, core.executed, core.executor.digest())
             states[number] = (core.executed, core.contents())
             try:
                 core.check()
             except RuntimeError as error:
                 self.witness.violation("bounds", f"replica {number}: {error}")
+            if not replica.is_milestone_sound():
+                self.witness.violation("state", f"what replica {number} stored is not what its header names")
+            if replica.rolled_back and core.halted is None:
+                self.witness.violation("rollback", f"replica {number} was rolled back and goes on")
         self.witness.settle(states)
         counts = self.world.counts + self.witness.counts
         counts["runs"] = 1
@@ -193,6 +214,13 @@ class Run:
             world.at(moment(), self._crash)
         for _ in range(scenario.disconnects):
             world.at(moment(), self._disconnect)
+        for damage in scenario.damages:
+            world.at(moment(), lambda d=damage: self._absence(d))  # type: ignore[misc]
+        for _ in range(scenario.power_cuts):
+            world.at(moment(), self._power_cut)
+        if scenario.rolled_back is not None:
+            replica = self.replicas[scenario.rolled_back]
+            world.at(moment(), lambda: self._put_aside(replica))
 
     def _partition(self, nodes: list[int]) -> None:
         chance, network = self.world.random, self.setting.network
@@ -229,6 +257,73 @@ class Run:
         replica.crash()
         self.world.after(self.world.random.randint(10, 1500), replica.restart)
 
+    def _power_cut(self) -> None:
+        """Let all correct replicas crash at once."""
+        self.world.counts["power-cuts"] += 1
+        for replica in self.replicas.values():
+            replica.crash()
+            self.world.after(self.world.random.randint(10, 1500), replica.restart)
+
+    def _absence(self, damage: Damage) -> None:
+        """Let a replica be away for several checkpoints, and come back with a disk that suffered."""
+        chance = self.world.random
+        replica = self.replicas[chance.choice([i for i in self.correct if i != self.scenario.rolled_back])]
+        if damage is Damage.BATCHES:
+            replica.on_milestone = self._leave_with_batches
+        else:
+            self._leave(replica, damage)
+
+    def _leave_with_batches(self, replica: CorrectReplica) -> None:
+        """Let a replica be away as soon as there is something in flight at its milestone's cut: that is seldom."""
+        is_wanted = not self.is_healed and not any(other.is_down for other in self.replicas.values())
+        if is_wanted and replica.kept is not None and replica.kept.batches:
+            replica.on_milestone = lambda _: None
+            self._leave(replica, Damage.BATCHES)
+
+    def _leave(self, replica: CorrectReplica, damage: Damage) -> None:
+        chance = self.world.random
+        replica.crash()
+
+        def come_back() -> None:
+            if replica.is_down:
+                replica.restart(damage if self._can_do_without(replica) else Damage.NONE)
+
+        self.world.after(chance.randint(800, max(1000, self.scenario.storm_ms // 3)), come_back)
+
+    def _can_do_without(self, damaged: CorrectReplica) -> bool:
+        """Say whether others hold all that a replica has; else what it loses would be one fault too many.
+
+        Whoever has read its log to the end has everything that it rests on. All of it is made durable there, and
+        nobody else is still mending its own disk.
+        """
+        others = [r for i, r in self.replicas.items() if r is not damaged and i != self.scenario.rolled_back]
+        if any(other.is_down or not other.core.is_live for other in others):
+            return False
+        if all(other.core.read(damaged.number) < damaged.log.last for other in others):
+            return False
+        for other in others:
+            other.disk.sync()
+        return True
+
+    def _put_aside(self, replica: CorrectReplica) -> None:
+        """Take a copy of a replica's disk and trusted state, and bring it back when all others know more."""
+        copy = replica.put_aside()
+        if copy is None:
+            self.world.after(100, lambda: self._put_aside(replica))
+            return
+        end = copy.log.last
+
+        def bring_back() -> None:
+            if self.is_healed or replica.core.halted is not None:
+                return
+            others = [other for other in self.replicas.values() if other is not replica]
+            if all(not other.is_down and other.core.received(replica.number) > end for other in others):
+                replica.roll_back(copy)
+            else:
+                self.world.after(100, bring_back)
+
+        self.world.after(self.world.random.randint(100, 4000), bring_back)
+
     def _disconnect(self) -> None:
         chance = self.world.random
         client = chance.choice(self.clients)
@@ -238,20 +333,6 @@ class Run:
         self.world.after(chance.randint(10, 1000), lambda: host.welcome(client.number))
 
 
-def _bounds(scenario: Scenario) -> dict[str, int]:
-    window = scenario.limits.window
-    return {
-        "slots": 4 * window,
-        "votes": 4 * window,
-        "commits": 4 * window,
-        "checkpoints": 8,
-        "own-digests": 8,
-        # What waits behind a gap is taken at once when the gap closes.
-        "unread": 4096 + 65 * scenario.limits.group_entries_max,
-        "requests": 8192,
-    }
-
-
 def run_seed(
     seed: int, *, trace: Callable[[str], None] | None = None, overrides: dict[str, Any] | None = None
 ) -> Outcome:
@@ -259,4 +340,8 @@ def run_seed(
     scenario = draw(seed)
     if overrides:
         scenario = replace(scenario, **overrides)
+    back = scenario.rolled_back
+    if back is not None and (back in scenario.faulty or back >= scenario.n or len(scenario.faulty) >= scenario.f):
+        # After what was replaced it would be one fault too many, or is not there.
+        scenario = replace(scenario, rolled_back=None)
     return Run(scenario, trace).play()

@@ -4,16 +4,23 @@ import random
 from dataclasses import dataclass, replace
 from typing import Any
 
+from replica.core import quorum
 from replica.core.genesis import Limits, Ordering
 from replica.sim.clients import Habits
+from replica.sim.cutlies import CUT_KINDS, UNCLOSED, FalseCuts
+from replica.sim.disk import Damage
+from replica.sim.hiding import HiddenView
 from replica.sim.lies import REFERENCE_KINDS
 from replica.sim.mutations import MUTATIONS
-from replica.sim.repertoire import DRAWN, draw_strategies
+from replica.sim.poison import FalseHeads, FalseHeld, FalseOffers, FalseParts, ForgedState
+from replica.sim.repertoire import DRAWN, draw_late, draw_strategies
+from replica.sim.rulebreakers import AT_CHANGES, BY_PROPOSERS, LIES
 from replica.sim.world import Weather
 
 REAL_SIGNATURES_EVERY = 100
 LIVENESS_MS = 300_000
-# Two of so many seeds are about one strategy, and about one malformed field.
+# Of so many seeds one is about one strategy, one about coming back, one about one malformed field, and one, every other
+# turn, about a rule.
 FOCUS_EVERY = 4
 
 LIMITS = Limits(
@@ -30,6 +37,8 @@ LIMITS = Limits(
     sessions_per_client_max=4,
     session_window=64,
 )
+# Twice as many checkpoints.
+NARROW = replace(LIMITS, checkpoint_interval=2, window=4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +48,10 @@ class Scenario:
     faulty: the faulty replicas' numbers, at most f. strategies: the names of what each of them does.
     storm_ms: how long the safety phase takes. liveness_ms: how long a healed network may take.
     partitions, stalls, crashes, disconnects: how many there are during the storm.
+    damages: for each time that a correct replica is away for long, what happens to its disk meanwhile.
+    power_cuts: how many times all correct replicas crash at once.
+    rolled_back: a replica whose disk and trusted state are replaced by an older copy: then one of the f faulty ones.
+    milestone_intervals, retained: see `Setting`.
     """
 
     seed: int
@@ -58,6 +71,11 @@ class Scenario:
     stalls: int
     crashes: int
     disconnects: int
+    damages: tuple[Damage, ...]
+    power_cuts: int
+    rolled_back: int | None
+    milestone_intervals: int
+    retained: int
     clients: int
     faulty_clients: int
     habits: Habits
@@ -65,7 +83,7 @@ class Scenario:
     @property
     def n(self) -> int:
         """The number of replicas."""
-        return 2 * self.f + 1
+        return quorum.replica_count(self.f)
 
 
 def draw(seed: int) -> Scenario:
@@ -83,7 +101,7 @@ def draw(seed: int) -> Scenario:
         strategies = strategies[:1] * len(faulty)
     limits = LIMITS
     if chance.random() < 0.15:
-        limits = Limits(**{**_fields(LIMITS), "checkpoint_interval": 2, "window": 4})
+        limits = NARROW
     elif chance.random() < 0.1:
         limits = Limits(**{**_fields(LIMITS), "checkpoint_interval": 16, "window": 32})
     bad = chance.random() < 0.7
@@ -114,6 +132,11 @@ def draw(seed: int) -> Scenario:
         stalls=chance.choice((0, 0, 1, 4)),
         crashes=chance.choice((0, 0, 0, 1, 4)),
         disconnects=chance.choice((0, 1, 4)),
+        damages=tuple(chance.choice((Damage.NONE, *Damage)) for _ in range(chance.choice((0, 0, 1, 3)))),
+        power_cuts=chance.choice((0, 0, 0, 0, 1)),
+        rolled_back=None,
+        milestone_intervals=chance.choice((1, 1, 2)),
+        retained=chance.choice((0, 0, 40)),
         clients=chance.choice((1, 2, 3)),
         faulty_clients=chance.choice((0, 0, 1, 2)),
         habits=Habits(
@@ -122,41 +145,118 @@ def draw(seed: int) -> Scenario:
             patience_ms=chance.choice((100, 300)),
         ),
     )
-    return replace(drawn, **_focus(seed))
+    drawn = replace(drawn, strategies=draw_late(random.Random(f"late {seed}"), drawn.strategies))  # noqa: S311
+    drawn = replace(drawn, **_focus(seed))
+    if len(drawn.faulty) < drawn.f and not drawn.real_signatures and chance.random() < 0.4:
+        correct = [i for i in range(drawn.n) if i not in drawn.faulty]
+        drawn = replace(drawn, rolled_back=chance.choice(correct))
+    return drawn
 
 
 _CHOICES = tuple(f"chosen-references:{kind}" for kind in REFERENCE_KINDS)
-_FOCUS_STRATEGIES = (*(name for name in DRAWN if name != "chosen-references"), *_CHOICES)
+_FOCUS_STRATEGIES = (*_CHOICES, *(name for name in DRAWN if name != "chosen-references"), *_CHOICES)
+# One rule after the other is broken; then votes that do not count leave gaps, which new views must fill.
+_GAPS = "lying-vote:30"
+_TURNS = (*(f"rule-breaker:{rule}" for rule in LIES), *[_GAPS] * 7)
+# Entries that are kept in every log before a milestone's cut, so that nobody needs a transfer.
+PLENTY = 10_000
 # Views change all the time.
 STORMY = Weather(delay_min=1, delay_max=30, loss=0.3, straggle=0.1)
 
 
 def _focus(seed: int) -> dict[str, Any]:
-    """Give one strategy, or one malformed field, after the other a replica of its own: none is left to chance.
+    """Give one strategy, malformed field or broken rule after the other a replica of its own: none is left to chance.
 
-    What is said when views change is said by replica 1, the next primary, and views are made to change.
+    What is said when views change is said by replica 1, the next primary, and views are made to change. Gaps are left
+    by replica 2, so that the primaries of the first two views are correct.
     """
     turn, kind = divmod(seed, FOCUS_EVERY)
     if kind == 1:
         name = _FOCUS_STRATEGIES[turn % len(_FOCUS_STRATEGIES)]
         changes_views = name in _CHOICES or name in {"skipped-change", "vote-after-change"}
         number = turn % 2
+    elif kind == 2:
+        return _recovery_focus(turn)
     elif kind == 3:
         mutation = tuple(MUTATIONS)[turn % len(MUTATIONS)]
         name = f"malformed:{mutation}"
         changes_views = mutation.startswith(("suspect", "view-change", "new-view"))
         number = 0 if mutation.startswith("pre-prepare") else 1
+    elif turn % 2:
+        name = _TURNS[turn // 2 % len(_TURNS)]
+        rule = name.partition(":")[2]
+        changes_views = rule in AT_CHANGES or name == _GAPS
+        number = 0 if rule in BY_PROPOSERS else 1
     else:
         return {}
     focus: dict[str, Any] = {"faulty": (number,), "strategies": ((name,),)}
     if changes_views:
         # SUSPECT must come from the puppet, or it is not malformed.
         company = () if "suspect" in name else ("impatient:30",)
-        focus |= {"f": 1, "faulty": (1,), "strategies": ((*company, name),), "weather": STORMY}
+        # What replica 2 may choose from holds the own one last, so that choosing it makes a difference.
+        who = 2 if name == _GAPS or name.endswith(":own") else 1
+        focus |= {"f": 1, "faulty": (who,), "strategies": ((*company, name),), "weather": STORMY}
         focus |= {"patience_ms": 150, "partitions": 6, "storm_ms": 12000}
+    if name.startswith("rule-breaker"):
+        focus["crashes"] = 0
     if "commit" in name:
         focus["ordering"] = Ordering.THREE_PHASE
     return focus
+
+
+_FALSE_STATE = (
+    *(f"{kind.name}:{argument}" for kind in (FalseParts, FalseOffers, FalseHeld) for argument in kind.kinds),
+    ForgedState.name,
+)
+_FALSE_CUTS = tuple(f"{FalseCuts.name}:{kind}" for kind in CUT_KINDS)
+_FALSE_HEADS = tuple(f"{FalseHeads.name}:{kind}" for kind in FalseHeads.kinds)
+# These need what is in flight at a cut, and so a view that was hidden.
+OPEN_CUT = "open-cut"
+_DAMAGES = tuple(damage for damage in Damage if damage not in {Damage.NONE, Damage.BATCHES})
+_ITEMS: tuple[str | Damage, ...] = (
+    *_FALSE_STATE,
+    *_FALSE_CUTS,
+    *_DAMAGES,
+    *(OPEN_CUT, Damage.BATCHES),
+    *(OPEN_CUT, Damage.BATCHES),
+    *_FALSE_HEADS,
+    *(HiddenView.name, HiddenView.name),
+)
+# Whoever was away finds the logs gone, and needs the state.
+FORGETFUL = {"retained": 0, "milestone_intervals": 1, "storm_ms": 8000}
+_BUSY = {"clients": 2, "habits": Habits(concurrency=2, think_ms=50)}
+
+
+def _recovery_focus(turn: int) -> dict[str, Any]:
+    """Give one lie to those who were away, one kind of false cut or one damage after the other a run."""
+    item = _ITEMS[turn % len(_ITEMS)]
+    if item in {OPEN_CUT, HiddenView.name, Damage.BATCHES}:
+        return _in_flight(item, turn)
+    if isinstance(item, Damage):
+        sound = {"f": 1, "faulty": (), "strategies": (), "crashes": 0, "partitions": 0}
+        return {**FORGETFUL, **_BUSY, **sound, "damages": (item,) * 4}
+    focus = {**FORGETFUL, **_BUSY, "f": 1, "faulty": (turn % 2,), "strategies": ((item,),)}
+    if item in _FALSE_CUTS:
+        return {**focus, "faulty": (0,)}
+    away = (Damage.NONE, Damage.DISK, Damage.MILESTONE, Damage.NONE)
+    return {**focus, "damages": away, "crashes": 0, "partitions": 0}
+
+
+def _in_flight(item: str | Damage, turn: int) -> dict[str, Any]:
+    """Let faulty replicas fill the window while few others see it, or none, so that cuts have something in flight."""
+    f = 1 + turn % 2 if item == HiddenView.name else 2
+    hidden = item if item == HiddenView.name else f"{HiddenView.name}:alone"
+    # Replica 1, the next primary, leaves the proposals of replica 0 out of its cuts, and the votes for them in.
+    last = (hidden, f"{FalseCuts.name}:{UNCLOSED}") if item == OPEN_CUT else (hidden,)
+    strategies = ((hidden,), last)[-f:]
+    scene = {"f": f, "faulty": tuple(range(f)), "strategies": strategies, "patience_ms": 300, "storm_ms": 6000}
+    busy = {"clients": 2, "habits": Habits(concurrency=4, think_ms=50)}
+    limits = Limits(**{**_fields(LIMITS), "batch_envelopes_max": 1})
+    damages = (item,) * 4 if isinstance(item, Damage) else ()
+    calm = {"damages": damages, "crashes": 0, "partitions": 0, "rolled_back": None}
+    # The more is proposed before patience ends, the more is in flight.
+    quick = {"weather": Weather(delay_min=1, delay_max=8), "storm_ms": 3000} if item == OPEN_CUT else {}
+    return {**FORGETFUL, **scene, **busy, **calm, **quick, "limits": limits}
 
 
 def _fields(limits: Limits) -> dict[str, int]:

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass, field
 
+from replica.core.entries import Entry
 from replica.core.envelope import Envelope, decode_envelope
 from replica.core.genesis import Genesis
+from replica.sim.audience import Audience
 from replica.sim.logs import Verifier
 from replica.sim.witness import Witness
 from replica.sim.world import Network, World
@@ -11,6 +13,8 @@ from replica.sim.world import Network, World
 CLIENTS_FROM = 100
 VILLAINS_FROM = 200
 WALL_MS = 1_700_000_000_000
+# A cut that lags for so many first patiences is left for; shorter than in life, because runs are.
+CUT_PATIENCES = 1
 
 
 @dataclass(slots=True)
@@ -18,7 +22,10 @@ class Setting:
     """One run's world, cluster and witness.
 
     patience_ms: the replicas' first patience. append_ms_max: the longest that a durable append takes.
-    clients: a client's public key -> its number as a node.
+    milestone_intervals: how many checkpoints make a milestone. retained: entries kept in every log before a milestone's
+    cut.
+    clients: a client's public key -> its number as a node. audience: whoever follows the run.
+    entries: what was decoded so far, by payload: one replica's entry is decoded once per run.
     """
 
     world: World
@@ -28,7 +35,12 @@ class Setting:
     witness: Witness
     patience_ms: int
     append_ms_max: int
+    milestone_intervals: int
+    retained: int
     clients: dict[bytes, int] = field(default_factory=dict)
+    audience: Audience = field(default_factory=Audience)
+    entries: dict[bytes, Entry] = field(default_factory=dict)
+    _envelopes: dict[bytes, Envelope] = field(default_factory=dict)
 
     @property
     def cluster_id(self) -> bytes:
@@ -37,4 +49,7 @@ class Setting:
 
     def decode(self, raw: bytes) -> Envelope:
         """Decode an envelope; LayoutError if it is none."""
-        return decode_envelope(raw, self.cluster_id, self.genesis.limits)
+        envelope = self._envelopes.get(raw)
+        if envelope is None:
+            envelope = self._envelopes[raw] = decode_envelope(raw, self.cluster_id, self.genesis.limits)
+        return envelope

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from replica.core.envelope import Open, OpenReply, Result, SessionId, Status, encode_open_reply, encode_operations_reply
 from replica.core.layout import LayoutError
-from replica.sim.messages import FetchMessage, GroupMessage, Reply, Report, Request
+from replica.core.snapshot import PartWanted, Source
+from replica.sim.messages import AskCheckpoint, AskPart, FetchMessage, GroupMessage, Reply, Report, Request
 from replica.sim.world import World
 
 if TYPE_CHECKING:
@@ -61,6 +62,10 @@ class Strategy:
     def holds(self, to: int, message: object) -> int | None:  # noqa: ARG002 - overridden
         """Return how long a message is held back; None for ever."""
         return 0
+
+    def instead(self, to: int, message: object) -> object:  # noqa: ARG002 - overridden
+        """Return what is sent instead of a message; None for nothing."""
+        return message
 
     def report(self, said: Report) -> Report:
         """Return what is said of the own slot and view."""
@@ -157,7 +162,7 @@ class ShowPrefix(Strategy):
         """See `Strategy`."""
         if not isinstance(message, GroupMessage) or message.log != self.host.number or to == self.host.cabal.pet:
             return 0
-        own = self.host.held[self.host.number]
+        own = self.host.library.held[self.host.number]
         hidden = own[-self._behind :]
         if any(group.raw == message.raw for group in hidden):
             self.did()
@@ -256,10 +261,10 @@ class Replayer(Strategy):
         chance, host = self.chance, self.host
         if chance.random() > 0.2:
             return
-        log = chance.randrange(len(host.held))
-        if not host.held[log]:
+        log = chance.randrange(len(host.library.held))
+        if not host.library.held[log]:
             return
-        raw = chance.choice(host.held[log]).raw
+        raw = chance.choice(host.library.held[log]).raw
         to = chance.choice(host.peers)
         kind = chance.randrange(4)
         if kind == 1:
@@ -267,7 +272,7 @@ class Replayer(Strategy):
             raw = raw[:at] + bytes([raw[at] ^ 1 << chance.randrange(8)]) + raw[at + 1 :]
             host.count("altered-groups")
         elif kind == 2:
-            log = (log + 1) % len(host.held)
+            log = (log + 1) % len(host.library.held)
             host.count("borrowed-groups")
         elif kind == 3:
             raw = raw[: chance.randrange(len(raw))]
@@ -286,9 +291,12 @@ class Nuisance(Strategy):
         chance, host = self.chance, self.host
         if chance.random() < 0.1:
             self.did()
-            host.send(
-                chance.choice(host.peers), FetchMessage(chance.choice((-1, 0, 2**16)), chance.choice((0, 2**62))), "?"
-            )
+            nonsense = FetchMessage(chance.choice((-1, 0, 2**16)), chance.choice((0, 2**62)), 0)
+            host.send(chance.choice(host.peers), nonsense, "?")
+            slot = 0 if host.kept is None else host.kept.slot
+            part = PartWanted(chance.choice((Source.LOGS, Source.BATCHES)), chance.choice((-1, 99, 2**62)))
+            host.send(chance.choice(host.peers), AskCheckpoint(), "?")
+            host.send(chance.choice(host.peers), AskPart(slot, part), "?")
             host.send(chance.choice(host.peers), Request(chance.randbytes(chance.choice((0, 1, 200, 400)))), "?")
 
 

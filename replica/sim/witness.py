@@ -1,7 +1,8 @@
 """Watches the correct replicas and clients, and says what must never happen.
 
-Shares no code with the replicas: it takes bytes and numbers. What can be judged at once is judged at once; `settle`
-judges the whole run, with the model of `replica.sim.oracle` and the histories of `replica.sim.histories`.
+Takes bytes, numbers and the cores' effects; none of the code that decides is used. What can be judged at once is
+judged at once; `settle` judges the whole run, with the model of `replica.sim.oracle` and the histories of
+`replica.sim.histories`.
 
 kinds of violation
   agreement         two correct replicas executed different batches at one slot, or one skipped a slot
@@ -14,21 +15,25 @@ kinds of violation
   accuracy          a correct replica was exposed, called a liar, or its log called forked
   bounds            a collection grew beyond its limit, or an invariant does not hold
   halted            a correct replica stopped
+  rollback          a replica whose disk and trusted state were rolled back did not stop
   exception         a core raised
+  reply             a correct client was answered twice, or with an error that it could not have earned
   liveness          after the network healed, a correct client's request was not answered
 """
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from replica.core import events
-from replica.core.events import VerifiedGroup
+from replica.core.group import VerifiedGroup
 from replica.sim.histories import History
 from replica.sim.oracle import Oracle
 
+# A size, or what it may be at a time, in milliseconds since the beginning.
+Bound = int | Callable[[int], int]
 LOOK_EVERY = 50
 VIOLATIONS_MAX = 20
 
@@ -54,6 +59,7 @@ class _Life:
     """One correct replica between its start, or restart, and its end."""
 
     executed: int = 0
+    since: int = 0
     looked: int = 0
     view: int = 0
     opened: set[int] = field(default_factory=lambda: {0})
@@ -62,11 +68,11 @@ class _Life:
 class Witness:
     """Collects what happened to correct replicas and clients.
 
-    correct: numbers of the correct replicas. bounds: name of a collection -> its largest size.
+    correct: numbers of the correct replicas. bounds: name of a collection -> its largest size, or that at a time.
     """
 
     def __init__(
-        self, cluster_id: bytes, n: int, correct: frozenset[int], oracle: Oracle, bounds: dict[str, int]
+        self, cluster_id: bytes, n: int, correct: frozenset[int], oracle: Oracle, bounds: Mapping[str, Bound]
     ) -> None:
         self.cluster_id = cluster_id
         self._n = n
@@ -79,12 +85,13 @@ class Witness:
         self._bounds = bounds
         self._lives: dict[int, _Life] = {}
         self._agreed: list[bytes] = []  # the batch of slot i + 1
-        self._digests: dict[int, tuple[int, bytes]] = {}  # slot -> (replica, digest)
+        self._digests: dict[tuple[str, int], tuple[int, bytes]] = {}  # of what, slot -> (replica, digest)
         self._applied: dict[int, dict[int, list[tuple[bytes, bytes]]]] = {}  # replica -> slot -> (client, operation)
         self._acknowledged: list[tuple[bytes, bytes, int, int, bytes]] = []
         self._indexes: dict[tuple[int, int], bytes] = {}  # (log, index) -> digest of its payload
         self._seen: set[bytes] = set()
         self._openings: set[tuple[int, int]] = set()
+        self._excused: set[int] = set()
 
     def violation(self, kind: str, text: str) -> None:
         """Note a violation."""
@@ -94,9 +101,13 @@ class Witness:
 
     # Replicas.
 
-    def born(self, replica: int) -> None:
-        """Take in that a correct replica starts, or starts again, with an empty state."""
-        self._lives[replica] = _Life()
+    def excuse(self, replica: int) -> None:
+        """Take in that a replica was rolled back: it must stop, and say that this is why."""
+        self._excused.add(replica)
+
+    def born(self, replica: int, slot: int = 0) -> None:
+        """Take in that a correct replica starts, or starts again, with the state after `slot`."""
+        self._lives[replica] = _Life(executed=slot, since=slot)
         self._applied[replica] = {}
 
     def executed(self, replica: int, slot: int, batch: bytes) -> None:
@@ -119,9 +130,9 @@ class Witness:
         """Take in that a correct replica carried out an operation."""
         self._applied[replica].setdefault(slot, []).append((client, operation))
 
-    def state_digest(self, replica: int, slot: int, digest: bytes) -> None:
+    def state_digest(self, replica: int, slot: int, digest: bytes, of: str = "application and clients") -> None:
         """Take in a correct replica's digest of its state after a slot."""
-        first, known = self._digests.setdefault(slot, (replica, digest))
+        first, known = self._digests.setdefault((of, slot), (replica, digest))
         if known != digest:
             self.violation("state", f"replicas {first} and {replica} have different states after slot {slot}")
 
@@ -129,7 +140,7 @@ class Witness:
         """Take in any other effect of a correct replica's core."""
         if isinstance(effect, events.Stable):
             self.counts["stable"] += 1
-            self.state_digest(replica, effect.slot, effect.digest)
+            self.state_digest(replica, effect.slot, effect.digest, "checkpoint")
         elif isinstance(effect, events.ViewEntered):
             self._entered(replica, effect.view)
         elif isinstance(effect, events.ViewOpened):
@@ -145,6 +156,9 @@ class Witness:
             self._accuse(replica, effect.log, "called forked")
             self.violation("forked", f"replica {replica} noticed that log {effect.log} is forked at {effect.index}")
         elif isinstance(effect, events.Halt):
+            if replica in self._excused and "rolled back" in effect.reason:
+                self.counts["rollbacks-refused"] += 1
+                return
             self.violation("halted", f"replica {replica}: {effect.reason}")
 
     def _entered(self, replica: int, view: int) -> None:
@@ -167,8 +181,13 @@ class Witness:
         if life.looked % LOOK_EVERY:
             return
         for name, size in core.sizes().items():
-            limit = self._bounds.get(name)
-            if limit is not None and size > limit:
+            bound = self._bounds.get(name)
+            if bound is None:
+                continue
+            limit = bound(self.clock()) if callable(bound) else bound
+            fullest = f"percent-of-bound-{name}-max"
+            self.counts[fullest] = max(self.counts[fullest], 100 * size // limit)
+            if size > limit:
                 self.violation("bounds", f"replica {replica} holds {size} {name}, the limit is {limit}")
 
     # Logs.
@@ -208,7 +227,8 @@ class Witness:
             done = oracle.execute(slot, batch)
             carried_out = [(d.client, d.operation) for d in done]
             for replica in sorted(self._applied):
-                if self._lives[replica].executed >= slot and self._applied[replica].get(slot, []) != carried_out:
+                life = self._lives[replica]
+                if life.since < slot <= life.executed and self._applied[replica].get(slot, []) != carried_out:
                     self.violation(
                         "exactly-once", f"replica {replica} carried out other operations at slot {slot} than agreed"
                     )

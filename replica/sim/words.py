@@ -10,7 +10,7 @@ from replica.core.entries import (
     SUSPECT,
     VIEW_CHANGE,
 )
-from replica.core.events import VerifiedGroup
+from replica.core.group import VerifiedGroup
 
 _NAMES = {
     PRE_PREPARE: "PRE-PREPARE",

@@ -11,7 +11,7 @@ from replica.wire.messages import HANDSHAKE_FRAME_BYTES_MAX, Message, decode_mes
 WRITE_BUFFER_HIGH = 1024 * 1024
 # A peer that lets this much wait does not read; it is disconnected.
 WRITE_BUFFER_MAX = 32 * 1024 * 1024
-# A connection that holds back handles so many messages before it lets others have their turn of the loop.
+# A connection that holds back or takes turns handles so many messages before others have their turn of the loop.
 TURN_MESSAGES_MAX = 64
 
 
@@ -23,10 +23,12 @@ class MessageProtocol(asyncio.Protocol):
     subclass raises `frame_bytes_max` afterwards.
 
     With `holds_back`, reading pauses while answers wait to be sent: small questions with large answers would cost
-    memory without bound. One end of a connection only may do so, or two ends could wait for each other for ever.
+    memory without bound. One end of a connection only may do so, or two ends could wait for each other for ever. With
+    `takes_turns`, it pauses for a turn of the loop only.
     """
 
     holds_back = False
+    takes_turns = False
 
     def __init__(self, refusals: Counter[str] | None = None) -> None:
         self.transport: asyncio.Transport | None = None
@@ -39,6 +41,7 @@ class MessageProtocol(asyncio.Protocol):
         self._to_send: list[bytes] = []
         self._to_send_bytes = 0
         self._paused = False
+        self._held = False
 
     # To be implemented by subclasses.
 
@@ -69,6 +72,14 @@ class MessageProtocol(asyncio.Protocol):
         self._to_send_bytes += len(frame)
         if self._to_send_bytes > WRITE_BUFFER_MAX:
             self.refuse("does-not-read")
+
+    def hold(self, *, pause: bool) -> None:
+        """Read no further for now, or go on."""
+        self._held = pause
+        if pause:
+            self._pause()
+        else:
+            self._go_on()
 
     @property
     def is_open(self) -> bool:
@@ -129,7 +140,8 @@ class MessageProtocol(asyncio.Protocol):
         received = self._received
         position = handled = 0
         while len(received) - position >= U32.size and self.is_open:
-            if self.holds_back and (handled == TURN_MESSAGES_MAX or self._answers_wait()):
+            in_turn = (self.holds_back or self.takes_turns) and handled == TURN_MESSAGES_MAX
+            if in_turn or self._held or self._answers_wait():
                 self._pause()
                 break
             (size,) = U32.unpack_from(received, position)
@@ -150,7 +162,7 @@ class MessageProtocol(asyncio.Protocol):
         del received[:position]
 
     def _answers_wait(self) -> bool:
-        return not self.writable or self._to_send_bytes > WRITE_BUFFER_HIGH
+        return self.holds_back and (not self.writable or self._to_send_bytes > WRITE_BUFFER_HIGH)
 
     def _pause(self) -> None:
         if self.transport is not None and not self._paused:
@@ -160,7 +172,7 @@ class MessageProtocol(asyncio.Protocol):
 
     def _go_on(self) -> None:
         """Read on after a pause, unless answers wait still: then what is sent calls again."""
-        if not self._paused or self.transport is None or not self.is_open or self._answers_wait():
+        if not self._paused or self._held or self.transport is None or not self.is_open or self._answers_wait():
             return
         self._paused = False
         self.transport.resume_reading()

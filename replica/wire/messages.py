@@ -6,7 +6,8 @@ more than the frame has bytes. Contents that must be signed, hashed or agreed on
 opaque bytes here, laid out by `replica.core`.
 
 Handshake, on every connection: the accepting replica sends Challenge; the dialler answers ClientHello or
-ReplicaHello; the replica answers Welcome, or Refused with the reason.
+ReplicaHello; the replica answers Welcome, or Refused with the reason. Then replicas appraise each other (AskEvidence
+and EvidenceShown, both ways; see `replica.shell.appraisal`).
 """
 
 from collections.abc import Callable
@@ -15,8 +16,10 @@ from typing import Any, Final, NamedTuple
 import msgpack
 
 from replica.core.layout import U32, U64_MAX, LayoutError
+from replica.wire.changes import PREFIX_BYTES_MAX
 
 WIRE_VERSION: Final = 1
+RECEIPT_VERSION: Final = 1
 FRAME_BYTES_MAX: Final = 8 * 1024 * 1024
 HANDSHAKE_FRAME_BYTES_MAX: Final = 4096
 # What a message adds to the bytes that it carries.
@@ -147,6 +150,146 @@ class Notice(NamedTuple):
     text: str
 
 
+class Held(NamedTuple):
+    """Replica to reader, at the end of a Fetch's answer: of `log` I hold the indexes from `first` on.
+
+    `last` is the highest that a group has shown me to exist, of which I may lack some before it. `first` = `last` + 1:
+    I hold nothing.
+    """
+
+    log: int
+    first: int
+    last: int
+
+
+class AskCheckpoint(NamedTuple):
+    """Reader to replica: say which stable checkpoint's state you can hand out."""
+
+
+class CheckpointOffer(NamedTuple):
+    """Replica to reader: this one's. Both in the layouts of `replica.core.checkpoint`."""
+
+    header: bytes
+    certificate: bytes
+
+
+class AskPart(NamedTuple):
+    """Reader to replica: send a part of the state after `slot`.
+
+    `source` says of what (`replica.core.snapshot.Source`); `want` is a want in the layout of `replica.core.treeparts`
+    for a map, else empty; `number` which log's reduced state or which batch, else 0.
+    """
+
+    slot: int
+    source: int
+    number: int
+    want: bytes
+
+
+class Part(NamedTuple):
+    """Replica to reader: that part. `has` is 0, and `data` empty, if this replica does not have that state any more."""
+
+    slot: int
+    source: int
+    number: int
+    want: bytes
+    has: int
+    data: bytes
+
+
+class Heads(NamedTuple):
+    """Replica to replica, now and then: up to where I hold every log; layout in `replica.core.heads`."""
+
+    heads: bytes
+
+
+class Watch(NamedTuple):
+    """Client to replica: tell what changes at keys with this prefix, after (slot, place); see `replica.wire.changes`.
+
+    The replica says Changes from there to there, empty, when it begins; `query` names the watch on this connection.
+    """
+
+    query: int
+    prefix: bytes
+    slot: int
+    place: int
+
+
+class WatchAck(NamedTuple):
+    """Client to replica: up to here I have taken it. The replica goes a bounded way beyond, and waits."""
+
+    query: int
+    slot: int
+    place: int
+
+
+class Unwatch(NamedTuple):
+    """Client to replica: tell no more."""
+
+    query: int
+
+
+class Changes(NamedTuple):
+    """Replica to client: a link of a watch, from one position to the next, with the changes between."""
+
+    query: int
+    from_slot: int
+    from_place: int
+    to_slot: int
+    to_place: int
+    changes: bytes
+
+
+class WatchEnded(NamedTuple):
+    """Replica to client: this watch is over. code: "gone": only what comes after `slot` is kept; "busy": no place."""
+
+    query: int
+    code: str
+    slot: int
+
+
+class AskEvidence(NamedTuple):
+    """Replica to replica: show which program holds your log's key; nonce: 32 random bytes."""
+
+    version: int
+    nonce: bytes
+
+
+class EvidenceShown(NamedTuple):
+    """The answer: a document of `trustlog.appraisal`, empty if there is none."""
+
+    version: int
+    evidence: bytes
+
+
+class AskReceipt(NamedTuple):
+    """Client to replica: say RESULT of `slot`, and show how the leaf with this hash leads to its root.
+
+    See `trustlog.receipts`.
+    """
+
+    version: int
+    query: int
+    slot: int
+    leaf: bytes
+
+
+class ReceiptShown(NamedTuple):
+    """The answer. code: empty, or why there is none (`replica.core.results`, "version"); then the rest is empty.
+
+    proof: of the RESULT, in the layout of `replica.core.proof`; place and size: the leaf's, and of the tree; path: the
+    hashes from the leaf to the root, 32 bytes each.
+    """
+
+    version: int
+    query: int
+    code: str
+    proof: bytes
+    place: int
+    size: int
+    path: bytes
+
+
 Message = (
     Challenge
     | ClientHello
@@ -165,6 +308,21 @@ Message = (
     | Ping
     | Pong
     | Notice
+    | Held
+    | AskCheckpoint
+    | CheckpointOffer
+    | AskPart
+    | Part
+    | Heads
+    | AskEvidence
+    | EvidenceShown
+    | Watch
+    | WatchAck
+    | Unwatch
+    | Changes
+    | WatchEnded
+    | AskReceipt
+    | ReceiptShown
 )
 
 _Check = Callable[[object], bool]
@@ -177,6 +335,14 @@ def _number(value: object) -> bool:
 def _index(value: object) -> bool:
     # As large as a store can count; a log never gets there.
     return type(value) is int and 0 <= value < 2**63
+
+
+def _place(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**32
+
+
+def _prefix(value: object) -> bool:
+    return type(value) is bytes and len(value) <= PREFIX_BYTES_MAX
 
 
 def _text(value: object) -> bool:
@@ -210,6 +376,21 @@ _SCHEMA: Final[dict[int, tuple[type[Any], tuple[_Check, ...]]]] = {
     15: (Ping, (_number,)),
     16: (Pong, (_number,)),
     17: (Notice, (_text, _text)),
+    18: (Held, (_number, _index, _index)),
+    19: (AskCheckpoint, ()),
+    20: (CheckpointOffer, (_blob, _blob)),
+    21: (AskPart, (_index, _number, _number, _blob)),
+    22: (Part, (_index, _number, _number, _blob, _number, _blob)),
+    23: (Heads, (_blob,)),
+    24: (Watch, (_number, _prefix, _index, _place)),
+    25: (WatchAck, (_number, _index, _place)),
+    26: (Unwatch, (_number,)),
+    27: (Changes, (_number, _index, _place, _index, _place, _blob)),
+    28: (WatchEnded, (_number, _text, _index)),
+    32: (AskEvidence, (_number, _exactly(32))),
+    33: (EvidenceShown, (_number, _blob)),
+    34: (AskReceipt, (_number, _number, _index, _exactly(32))),
+    35: (ReceiptShown, (_number, _number, _text, _blob, _place, _place, _blob)),
 }
 _CODES: Final = {message: code for code, (message, _) in _SCHEMA.items()}
 

@@ -12,6 +12,7 @@ In TLS 1.3 the dialler's side is up before the other side has judged the dialler
 is refused sees its connection close when it first reads, with an alert or without, and no error of its handshake.
 """
 
+import asyncio
 import ssl
 from collections.abc import Iterable
 from pathlib import Path
@@ -64,6 +65,27 @@ def pinned(ssl_object: TlsObject, expected_certificate_der: bytes) -> None:
         raise WrongCertificate(
             "the replica's TLS certificate is not the one in cluster.toml; compare that file on both sides"
         )
+
+
+async def presented_certificate(host: str, port: int, deadline_s: float) -> bytes | None:
+    """Return the certificate (DER) that is presented at an address, None if there is none to be had in time.
+
+    For telling people which one it is: nothing is verified, and nothing is said or believed on that connection.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    try:
+        async with asyncio.timeout(deadline_s):
+            _, writer = await asyncio.open_connection(host, port, ssl=context)
+    except (OSError, ssl.SSLError):
+        return None
+    try:
+        shown: bytes | None = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        return shown
+    finally:
+        writer.transport.abort()
 
 
 def member_of(ssl_object: TlsObject, cluster: ClusterFile) -> int | None:

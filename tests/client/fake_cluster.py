@@ -103,12 +103,19 @@ class FakeReplica:
 
     async def stop(self):
         if self.server is not None:
+            # Not closed before everything is gone: what is being accepted then would be left half made.
+            for listener in self.server.sockets:
+                asyncio.get_running_loop().remove_reader(listener.fileno())
+            await until(self._all_gone)
             self.server.close()
-            for connection in list(self.connections):
-                connection.abort()
-            # Also those whose TLS handshake is not over, of which no protocol knows yet.
-            await until(lambda: self.server._active_count == 0)
             self.server = None
+
+    def _all_gone(self):
+        """Drop every connection; those too whose TLS handshake is not over, of which no protocol knows yet."""
+        for connection in list(self.connections):
+            connection.abort()
+        accepting = [task for task in asyncio.all_tasks() if "_accept_connection2" in repr(task.get_coro())]
+        return not accepting and self.server._active_count == 0
 
 
 class FakeFleet:
@@ -136,7 +143,8 @@ class FakeFleet:
                     connection.send(Reply(sent))
 
     def report(self, number):
-        return {"number": number, "view": self.view, "executed": self.executor.slot, "stable": 0}
+        log = {"backend": "software", "protects": "in process: not against this host's own program"}
+        return {"number": number, "view": self.view, "executed": self.executor.slot, "stable": 0, "log": log}
 
     async def __aenter__(self):
         for replica in self.replicas:

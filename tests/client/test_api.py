@@ -100,3 +100,101 @@ def test_the_synchronous_twin_needs_no_cluster_to_end(fleet):
 def test_foreign_texts_are_printable_and_bounded():
     assert printable("a\x1b[2Jb\n") == "a?[2Jb?"
     assert len(printable("x" * 10_000)) == 301
+
+
+@pytest.mark.asyncio
+async def test_several_keys_and_conditions(fleet):
+    async with fleet, fleet.client() as client:
+        assert await client.put_new("k", "1") is True
+        assert await client.put_new("k", "2") is False
+        assert await client.append("k", "23") == 3
+        await client.put_many({"a": "1", b"b": b"2"})
+        assert await client.get_many(["a", "none", "b", "k"]) == [b"1", None, b"2", b"123"]
+        assert await client.size() == 3
+        assert await client.take("k") == b"123"
+        assert await client.take("k") is None
+        assert await client.delete_many(["a", "b", "none"]) == 2
+        with pytest.raises(ValueError, match="from 1 to 4096 keys"):
+            await client.get_many([])
+        with pytest.raises(TypeError, match="bytes or str"):
+            await client.put_many({"a": 1})
+
+
+@pytest.mark.asyncio
+async def test_transactions(fleet):
+    async with fleet, fleet.client() as client, fleet.client() as other:
+        await client.put("a", "10")
+        attempts = 0
+
+        async def disturbed(transaction):
+            nonlocal attempts
+            attempts += 1
+            seen = int(await transaction.get("a"))
+            assert await transaction.get("a") == b"%d" % seen
+            if attempts < 3:
+                await other.put("a", str(seen))  # the same bytes: it was written all the same
+            transaction.put("a", str(seen - 1))
+            transaction.incr("b")
+            transaction.delete("none")
+            return seen
+
+        assert await client.transact(disturbed) == 10
+        assert attempts == 3
+        assert await client.get_many(["a", "b"]) == [b"9", b"1"]
+
+        async def refused(transaction):
+            transaction.put("a", "x")
+            transaction.incr("text")
+
+        await client.put("text", "abc")
+        with pytest.raises(OperationFailed, match="operation 1: the present value is not a whole number"):
+            await client.transact(refused)
+        assert await client.get("a") == b"9"
+
+        async def always(transaction):
+            await transaction.get("a")
+            await other.incr("a")
+
+        with pytest.raises(NotExecuted, match="at every attempt"):
+            await client.transact(always, deadline_s=0.3)
+
+
+@pytest.mark.asyncio
+async def test_a_transaction_of_unknown_outcome_is_not_repeated(fleet):
+    async with fleet, fleet.client() as client:
+        attempts = 0
+
+        async def work(transaction):
+            nonlocal attempts
+            attempts += 1
+            await transaction.get("a")
+            transaction.incr("a")
+            for replica in fleet.replicas:
+                replica.manners.add("silent")
+
+        with pytest.raises(Undecided, match="outcome unknown"):
+            await client.transact(work, deadline_s=0.5)
+        assert attempts == 1
+
+
+def test_the_synchronous_twin_has_every_call(served):
+    """Whatever the asyncio client offers by a name without an underscore."""
+    offered = {name for name in dir(Client) if not name.startswith("_")} - {"submit", "driver"}
+    assert offered <= set(dir(SyncClient))
+    with SyncClient(served.client()) as client:
+        client.put_many({"a": "1"})
+
+        def work(transaction):
+            seen = int(transaction.get("a"))
+            transaction.put("b", str(seen))
+            transaction.incr("a")
+            return seen
+
+        assert client.transact(work) == 1
+        assert client.get_many(["a", "b"]) == [b"2", b"1"]
+        assert client.append("b", "0") == 2
+        assert client.put_new("b", "x") is False
+        assert client.take("b") == b"10"
+        assert client.size() == 1
+        assert client.delete_many(["a"]) == 1
+        assert client.slot() > 0

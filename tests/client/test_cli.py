@@ -4,15 +4,18 @@ import asyncio
 import base64
 import io
 import json
+import re
 import sys
 import time
 
 import pytest
+from rich.console import Console
 
 from client.api import Client
 from client.cli import status_command
 from client.cli.main import cli, main
 from client.queries import ReplicaStatus
+from client.watch import Position, WatchAhead, WatchGone
 from replica.apps.kv import KEY_BYTES_MAX
 from replica.core.genesis import Limits
 
@@ -158,11 +161,62 @@ def test_status(run, served):
 def test_plain_status_has_the_fields_that_its_help_lists(run, capfdbinary):
     rows = [line.split("\t") for line in run("status", "-o", "plain")[1].decode().splitlines()]
     assert [row[0] for row in rows] == ["0", "1", "2"]
-    assert {len(row) for row in rows} == {11}
+    assert {len(row) for row in rows} == {12}
     assert {row[1] for row in rows} <= {"*", "-"}
     assert all(row[2].startswith("127.0.0.1:") for row in rows)
     replica = ReplicaStatus(2, "h:1", True, "", {"primary": 2, "number": 2})
     assert status_command._row(replica)[:3] == ("2", "*", "h:1")
+    assert status_command._row(replica)[10:] == ("", "-"), "an older replica says nothing of verdicts"
+
+
+def test_status_says_what_keeps_each_log(served, run):
+    out = run("status", "-o", "table")[1].decode()
+    assert "log of 0, 1, 2: in process: not against this host's own program" in out
+    assert "log of" not in run("status", "-o", "plain")[1].decode()
+
+
+def test_a_log_that_is_away_is_remarked():
+    log = {"backend": "process", "trouble": "the trusted log is away"}
+    assert status_command._row(ReplicaStatus(0, "h:1", True, "", {"log": log}))[10] == "the trusted log is away"
+
+
+def test_a_table_of_80_columns_is_readable(dead):
+    """Addresses are whole, whatever else is long; remarks stand below, one for each replica."""
+    report = {"view": 12345, "executed": 123_456_789, "stable": 123_456_000, "durability": "milestones", "primary": 1}
+    log = {"last": 123_456_789, "head": "0123456789abcdef", "backend": "process"}
+    addresses = [f"127.0.0.1:6553{number}" for number in range(3)]
+    found = [
+        ReplicaStatus(number, address, True, "", {**report, "log": log}) for number, address in enumerate(addresses)
+    ]
+    shown = io.StringIO()
+    Console(file=shown, width=80).print(status_command._table([status_command._row(one) for one in found]))
+    lines = shown.getvalue().splitlines()
+    assert [[word for word in line.split() if ":" in word] for line in lines[1:] if ":" in line] == [
+        [address] for address in addresses
+    ]
+    assert max(map(len, lines)) <= 80
+    out = dead("status", "-o", "table")[1].decode()
+    for number in range(3):
+        assert f"\nreplica-{number}: not reachable: " in out
+    rows = out.splitlines()[:4]
+    assert [bool(re.search(r" 127\.0\.0\.1:\d{4,5} ", line)) for line in rows] == [False, True, True, True]
+    assert "remark" not in rows[0]
+
+
+def test_status_shows_verdicts():
+    verdicts = [
+        {"replica": 0, "verdict": "trusted", "reason": None, "for_s": None},
+        {"replica": 1, "verdict": "exposed", "reason": "wrong-view", "for_s": 80},
+        {"replica": 2, "verdict": "suspected", "reason": "silent", "for_s": 12},
+        {"replica": 3, "verdict": "broken", "reason": "forked", "for_s": 0},
+    ]
+    row = status_command._row(ReplicaStatus(0, "h:1", True, "", {"verdicts": verdicts}))
+    assert row[11] == "1:exposed:wrong-view:80,2:suspected:silent:12,3:broken:forked:0"
+    assert row[10] == "exposes 1 (wrong-view); suspects 2 (silent 12 s); trusted part broken: 3 (forked)"
+    row = status_command._row(ReplicaStatus(0, "h:1", True, "", {"verdicts": verdicts[:1]}))
+    assert row[10:] == ("", "trusted")
+    for odd in ([None, 5, {}], "x", {"verdict": 1}, [{"verdict": ["\x1b"], "replica": "x", "for_s": -1}]):
+        assert len(status_command._row(ReplicaStatus(0, "h:1", True, "", {"verdicts": odd}))) == 12
 
 
 # Limits.
@@ -309,7 +363,8 @@ def test_every_help_has_an_example(command, capfdbinary):
         main([command, "--help"])
     assert ended.value.code == 0
     out = capfdbinary.readouterr().out.decode()
-    assert f"trustlog-client -c my-cluster {command}" in out or f"{command} -" in out.split("Example:")[1]
+    calls = (f"trustlog-client -c my-cluster {command}", f"trustlog-client {command} ", f"{command} -")
+    assert any(call in out.split("Example:")[1] for call in calls)
 
 
 def test_bench_measures_a_running_cluster(run):
@@ -325,3 +380,67 @@ def test_bench_measures_a_running_cluster(run):
         assert code == 0
         assert b"p99 ms" in out
         assert b"load_average=" in out
+
+
+def test_bench_in_an_open_loop_with_clients_of_their_own_and_a_plot(run, tmp_path):
+    plot = tmp_path / "latency.svg"
+    loads = ("--rate", "100", "--rate", "50", "--value-bytes", "10", "--value-bytes", "2000", "--clients", "3")
+    code, out, err = run("bench", "--runs", "1", "--seconds", "0.2", *loads, "--plot", str(plot), "-o", "json")
+    found = document(out)
+    assert (code, found["cluster"]["clients"], err) == (0, 3, b"")
+    asked = [(level["rate"], level["value_bytes"], level["concurrency"]) for level in found["levels"]]
+    assert asked == [(100.0, 10, None), (50.0, 10, None), (100.0, 2000, None), (50.0, 2000, None)]
+    assert all(level["not_started"] == 0 and level["p999_ms"] >= level["p50_ms"] > 0 for level in found["levels"])
+    assert "put, open loop" in plot.read_text()
+    code, out, _ = run("bench", "--runs", "1", "--seconds", "0.1", "--rate", "20", "-o", "table")
+    assert code == 0
+    assert b"latency counts from the intended start" in out
+
+
+def test_bench_is_either_open_or_closed(run):
+    code, out, _ = run("bench", "--rate", "10", "--concurrency", "5", "-o", "json")
+    assert code == 2
+    assert "either --concurrency" in document(out)["error"]["message"]
+    code, out, _ = run("bench", "--plot", "no/such/folder/x.svg", "-o", "json")
+    assert (code, document(out)["error"]["exit"]) == (2, 2)
+
+
+def test_a_watch_that_lost_something_is_exit_1_and_says_what_to_do(run, monkeypatch):
+    class Gone:
+        async def __aenter__(self):
+            raise WatchGone(Position(5), Position(90))
+
+        async def __aexit__(self, *_):
+            pass
+
+    monkeypatch.setattr(Client, "watch", lambda *_, **__: Gone())
+    code, out, _ = run("watch", "k", "--after", "5", "-o", "json")
+    found = document(out)["error"]
+    assert (code, found["code"], found["exit"]) == (1, "gone", 1)
+    assert "only those after 90" in found["message"]
+    assert "scan" in found["hint"]
+    code, out, err = run("watch", "k", "--after", "5")
+    assert (code, out) == (1, b"")
+    assert b"error: gone: the changes after 5 are no longer kept" in err
+
+
+def test_a_watch_from_a_position_that_does_not_exist_is_exit_1(run, monkeypatch):
+    class Ahead:
+        async def __aenter__(self):
+            raise WatchAhead(Position(999), 90)
+
+        async def __aexit__(self, *_):
+            pass
+
+    monkeypatch.setattr(Client, "watch", lambda *_, **__: Ahead())
+    code, out, _ = run("watch", "k", "--after", "999", "-o", "json")
+    found = document(out)["error"]
+    assert (code, found["code"], found["exit"]) == (1, "ahead", 1)
+    assert "999 does not exist, 90 is the last slot executed" in found["message"]
+
+
+@pytest.mark.parametrize("position", ["x", "1.2.3", "-1", "9999999999999999999999"])
+def test_what_is_no_position_is_wrong_use(run, position):
+    code, _, err = run("watch", f"--after={position}")
+    assert code == 2
+    assert b"is no position" in err

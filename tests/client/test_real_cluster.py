@@ -66,7 +66,8 @@ def test_make_bench_runs_its_own_cluster_and_leaves_nothing_behind(tmp_path, cap
     assert ended.value.code == 0
     assert found["cluster"]["durability"] == "memory"
     assert found["cluster"]["ordering"] == "two-phase"
-    assert set(found["levels"][0]["cpu_us_per_operation"]) == {"replica 0", "replica 1", "replica 2", "client"}
+    programs = {f"{what} {number}" for what in ("replica", "log") for number in range(3)} | {"client"}
+    assert set(found["levels"][0]["cpu_us_per_operation"]) == programs
     assert list(tmp_path.iterdir()) == []
 
 

@@ -377,7 +377,7 @@ async def test_more_strangers_than_there_are_places(cluster):
                 async with Wire(cluster, as_replica=2) as wire:
                     assert isinstance(await wire.replica_hello(2), Welcome)
                     wire.send(Subscribe(1))
-                    assert isinstance(await wire.receive(), GroupMessage)
+                    assert isinstance(await wire.receive(GroupMessage), GroupMessage)
         # A replica that was away joins again in the middle of it.
         cluster.kill(2)
         cluster.start(2)

@@ -16,6 +16,7 @@ from replica.cluster.clusterfile import load_cluster_file
 from replica.cluster.provision import init_cluster
 from tests.support.cluster import Processes, environment, replica_command
 from tests.support.waiting import on_loop, until, wait_for
+from trustlog import open_log
 
 pytestmark = pytest.mark.cluster
 
@@ -81,7 +82,7 @@ def test_an_application_that_is_missing(tmp_path):
     assert "PYTHONPATH" in done.stderr
 
 
-def test_a_damaged_store(directory):
+def test_a_damaged_store_is_named_and_made_good(directory):
     with Processes(directory) as cluster:
         cluster.start_and_wait()
         load(cluster, 5)
@@ -90,10 +91,71 @@ def test_a_damaged_store(directory):
         with db:
             db.execute("update groups set payloads = zeroblob(length(payloads)) where log = 0")
         db.close()
-        done = run(cluster.folder(1))
-    assert done.returncode == 2
-    assert "store.sqlite: the group 1 to" in done.stderr
-    assert "of log 0 is damaged" in done.stderr
+        cluster.start(1)
+        cluster.wait_logged(1, "damage in the store; peers are asked for what is missing")
+        text = cluster.log_text(1)
+        assert "store.sqlite: the group 1 to" in text
+        assert "of log 0 is damaged" in text
+        uvloop.run(cluster.wait_ready())
+        load(cluster, 2)
+        reports = uvloop.run(cluster.wait_equal())
+        assert {report["mute"] for report in reports.values()} == {None}
+
+
+def test_a_store_that_is_no_database(directory):
+    with Processes(directory) as cluster:
+        cluster.start_and_wait()
+        load(cluster, 2)
+        assert cluster.kill(1, signal.SIGTERM) == 0
+        (cluster.folder(1) / "store.sqlite").write_bytes(b"x" * 8192)
+        cluster.start(1)
+        cluster.wait_logged(1, "log store salvaged")
+        assert "store.sqlite.damaged-1" in cluster.log_text(1)
+        uvloop.run(cluster.wait_ready())
+        uvloop.run(cluster.wait_equal())
+
+
+@pytest.mark.parametrize("what", ["the whole folder", "the trusted log"])
+def test_a_folder_of_yesterday(directory, tmp_path, what):
+    """A restored backup: the replica ends by itself, says why, and its trusted log signs nothing."""
+    with Processes(directory) as cluster:
+        cluster.start_and_wait()
+        load(cluster, 3)
+        assert cluster.kill(1, signal.SIGTERM) == 0
+        folder = cluster.folder(1)
+        shutil.copytree(folder, tmp_path / "old")
+        cluster.start(1)
+        uvloop.run(cluster.wait_ready())
+        load(cluster, 3)
+        uvloop.run(cluster.wait_equal())
+        assert cluster.kill(1, signal.SIGTERM) == 0
+        if what == "the whole folder":
+            shutil.rmtree(folder)
+            shutil.copytree(tmp_path / "old", folder)
+        else:
+            shutil.rmtree(folder / "log")
+            shutil.copytree(tmp_path / "old" / "log", folder / "log")
+        with open_log(folder / "log") as log:
+            last = log.last
+        cluster.log_path(1).write_bytes(b"")
+        cluster.start(1)
+        load(cluster, 2)  # the others go on, and would have it vote
+        if what == "the whole folder":
+            # Only its peers know, so it found out when it ran.
+            assert cluster.exit_status(1) == 1
+            lines = [json.loads(line) for line in cluster.log_text(1).splitlines()]
+            (reason,) = (line["reason"] for line in lines if line["level"] == "critical")
+        else:
+            assert cluster.exit_status(1) == 2
+            reason = cluster.log_text(1)
+            assert "resuming would deny what was said" in reason
+        assert "rolled back" in reason
+        assert f"ends at {last}" in reason
+        assert "Traceback" not in cluster.log_text(1)
+        with open_log(folder / "log") as log:
+            assert log.last == last
+        reports = uvloop.run(cluster.wait_equal(0, 2))
+        assert not any(peer["exposed"] for report in reports.values() for peer in report["peers"])
 
 
 def load(cluster, count: int) -> None:
@@ -162,7 +224,7 @@ def test_a_certificate_that_is_not_in_the_others_file(directory, tmp_path):
         # The others' dialling fails on its certificate, its own dialling is refused by them.
         for number in (0, 1):
             wait_for(
-                lambda number=number: "CERTIFICATE_VERIFY_FAILED" in cluster.log_text(number),
+                lambda number=number: "presents a certificate with SHA-256" in cluster.log_text(number),
                 f"replica {number} says that the certificate is wrong",
             )
 

@@ -1,5 +1,6 @@
 """What the documents say is run: README's commands and examples, the several-machines page, the demo."""
 
+import json
 import os
 import re
 import shlex
@@ -17,8 +18,15 @@ import pytest
 from client.records import LINE_BYTES_MAX
 from replica.application import Context, OperationError, load_application
 from replica.apps import kv
+from replica.cluster.clusterfile import load_cluster_file
+from replica.core.evidence import Claim, Evidence, Kind
 from replica.core.genesis import Limits
+from replica.core.group import encode_group, encode_payloads
 from replica.core.state import BucketedMap
+from replica.shell.evidence import EvidenceFolder
+from tests.support.waiting import wait_for
+from trustlog import AttestedLog, BackendKind, LogState, entry_digest, open_log
+from trustlog.cli.documents import contradiction_document
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = {"trustlog": "trustlog", "trustlog-replica": "replica", "trustlog-client": "client"}
@@ -96,7 +104,10 @@ def test_readme_cluster_and_application(tmp_path: Path) -> None:
     with Dev(first, cwd) as dev:
         cluster = re.search(r"dev (\S+)", first)
         assert cluster is not None
-        uses = [line for line in lines if line.startswith("trustlog-client") and "-c " not in line]
+        # The gateway's lines are run by test_front_doors.
+        uses = [
+            line for line in lines if line.startswith("trustlog-client") and not {"-c", "gateway"} & set(line.split())
+        ]
         assert len(uses) >= 5
         for line in uses:
             done = run(line, cwd, TRUSTLOG_CLUSTER=cluster[1])
@@ -153,13 +164,17 @@ def test_the_limits_in_the_clients_page() -> None:
 
 def test_the_private_files_that_the_security_page_names(tmp_path: Path) -> None:
     """Each that it says is refused when others may read it, is."""
-    assert "refuse `seal.key`, `tls.key` and `client.key` when others" in (ROOT / "SECURITY.md").read_text()
+    assert "refuse `seal.key`, `tls.key`, `client.key` and a gateway's" in (ROOT / "SECURITY.md").read_text()
     assert run("trustlog-replica init c --base-port 0", tmp_path).returncode == 0
     for name, command in (
         ("replica-0/log/seal.key", "trustlog end c/replica-0/log"),
         ("replica-0/tls.key", "trustlog-replica run c/replica-0"),
         ("client/client.key", "trustlog-client -c c get k"),
+        ("password", "trustlog-client -c c gateway --password-file c/password"),
     ):
+        if name == "password":
+            (tmp_path / "c" / name).write_text("secret\n")
+            (tmp_path / "c" / "client" / "client.key").chmod(0o600)
         (tmp_path / "c" / name).chmod(0o640)
         done = run(command, tmp_path)
         assert done.returncode == 2, (name, done.stderr)
@@ -198,6 +213,9 @@ def test_several_machines_page(tmp_path: Path) -> None:
                 )
         done = run("trustlog-client -c my-cluster --deadline 30 put a b", tmp_path)
         assert done.returncode == 0, (done.stderr, (tmp_path / "0.log").read_text())
+        # Two of them served that; the third may not have got so far that it can end in order.
+        logs = [tmp_path / f"{number}.log" for number in range(3)]
+        wait_for(lambda: all("listening" in log.read_text() for log in logs), "all three listening", 30)
     finally:
         for process in running:
             process.terminate()
@@ -222,6 +240,39 @@ def test_one_attestation_is_verified_offline(tmp_path: Path) -> None:
     assert run(good.replace(context[1], "0" * 63), tmp_path).returncode == 2
     missing = run("trustlog-replica inspect c/replica-1 --log 0 --index 999999 -o json", tmp_path)
     assert missing.returncode == 1
+
+
+class Unkept:
+    """Where a log forgets what it says."""
+
+    def save(self, state: bytes) -> None: ...
+
+
+def test_the_evidence_commands_of_the_replicas_page(tmp_path: Path) -> None:
+    """With evidence made by hand, at the index and under the names that the page shows."""
+    lines = [line for line in commands("replica/README.md") if "evidence" in line]
+    assert len(lines) == 3
+    names = [re.search(r"evidence/(\S+)", line) for line in lines[1:]]
+    assert run("trustlog-replica init my-cluster --base-port 0", tmp_path).returncode == 0
+    cluster = load_cluster_file(tmp_path / "my-cluster")
+    genesis, folder = cluster.genesis, EvidenceFolder(tmp_path / "my-cluster" / "replica-0" / "evidence")
+    with open_log(tmp_path / "my-cluster" / "replica-2" / "log", kind=BackendKind.PROCESS) as log:
+        for payloads in ([b"x"] * 56, [b"junk"]):
+            digests = [entry_digest(payload) for payload in payloads]
+            attestation = log.append(digests, context=genesis.context())
+        private_key = log._private_key
+    raw = encode_group(attestation, encode_payloads((b"junk",)))
+    shown = Evidence(Kind.ENTRY, genesis.cluster_id(), Claim(2, 57, "malformed"), ((raw,),))
+    forked = AttestedLog(private_key, BackendKind.PROCESS, LogState.empty(log.log_id), Unkept())
+    other = forked.append([entry_digest(b"y")] * 57, context=genesis.context())
+    fork = json.dumps(contradiction_document(attestation, digests, other, [entry_digest(b"y")] * 57))
+    for name, content in zip(names, (shown.encode(), fork.encode()), strict=True):
+        assert name is not None
+        assert folder.write(name[1], content)
+    for line in lines:
+        done = run(line, tmp_path)
+        assert done.returncode == 0, (line, done.stderr)
+        assert "57" in done.stdout
 
 
 @pytest.mark.timeout(180)

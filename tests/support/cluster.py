@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import uvloop
@@ -14,6 +15,7 @@ from client import Client
 from client.connection import Timing
 from client.events import Settings
 from replica.cluster.clusterfile import load_cluster_file
+from replica.cluster.home import SETTINGS_NAME
 from replica.cluster.keys import ClientKey, load_client_key
 from replica.cluster.provision import init_cluster, replica_folder_name
 from tests.support.waiting import until, wait_for
@@ -38,6 +40,13 @@ def environment(**extra: str) -> dict[str, str]:
 class ClientsMixin:
     """What real and in-process clusters share: `cluster` and `directory`."""
 
+    def set(self, **settings: object) -> None:
+        """Add settings, in TOML, to every replica's file."""
+        for number in range(self.cluster.genesis.n):
+            path = self.folder(number) / SETTINGS_NAME
+            # At the top: after a table's head they would belong to that table.
+            path.write_text("".join(f"{name} = {value}\n" for name, value in settings.items()) + path.read_text())
+
     def key(self) -> ClientKey:
         return load_client_key(self.directory / "client")
 
@@ -54,13 +63,16 @@ class ClientsMixin:
         return {status.number: status.report for status in found if status.reachable and status.report}
 
     async def wait_ready(self, *numbers: int, seconds=READY_S) -> None:
-        """Wait until these replicas (default: all) answer and read each other's logs."""
+        """Wait until these replicas (default: all) answer, read each other's logs, and may speak if enough are there."""
         wanted = set(numbers or range(self.cluster.genesis.n))
+        enough = len(wanted) > self.cluster.genesis.f
 
         async def ready():
             self.check_alive(wanted)
             reports = await self.reports(client)
-            return wanted <= set(reports) and all(
+            if not wanted <= set(reports) or (enough and any(reports[number]["mute"] for number in wanted)):
+                return False
+            return all(
                 peer["connected"] for number in wanted for peer in reports[number]["peers"] if peer["replica"] in wanted
             )
 
@@ -117,17 +129,21 @@ class Processes(ClientsMixin, contextlib.AbstractContextManager):
     def pid(self, number: int) -> int:
         return self._children[number].pid
 
-    def start(self, *numbers: int, file_bytes_max: int | None = None) -> None:
-        """Start replicas (default: all). file_bytes_max: their disk is full beyond files of this size."""
+    def start(self, *numbers: int, file_bytes_max: int | None = None, under: Sequence[str] = ()) -> None:
+        """Start replicas (default: all).
+
+        file_bytes_max: their disk is full beyond files of this size. under: a command that is given theirs to run.
+        """
 
         for number in numbers or range(self.cluster.genesis.n):
             with self.log_path(number).open("ab") as stderr:
                 self._children[number] = subprocess.Popen(
-                    replica_command(self.folder(number)),
+                    [*under, *replica_command(self.folder(number))],
                     stdin=subprocess.DEVNULL,
                     stdout=stderr,
                     stderr=stderr,
                     env=self._environment,
+                    start_new_session=True,  # with what it starts itself, it can be ended
                 )
             if file_bytes_max is not None:
                 limits = (file_bytes_max, file_bytes_max)
@@ -169,7 +185,8 @@ class Processes(ClientsMixin, contextlib.AbstractContextManager):
 
     def stop(self) -> None:
         for child in self._children.values():
-            child.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
         for child in self._children.values():
             child.wait(timeout=20)
         self._children.clear()

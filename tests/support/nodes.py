@@ -8,6 +8,7 @@ import structlog
 from replica.cluster.clusterfile import load_cluster_file
 from replica.cluster.home import load_home
 from replica.cluster.provision import init_cluster, replica_folder_name
+from replica.core.snapshot import MilestoneRule
 from replica.shell.node import Node
 from tests.support.cluster import ClientsMixin
 from tests.support.waiting import until
@@ -31,11 +32,12 @@ class Logged:
 class Nodes(ClientsMixin, contextlib.AbstractAsyncContextManager):
     """Make it before the loop or in it; `async with` closes what runs.
 
-    open_log, make_node: seams, for a trusted log or a node with a fault planted.
+    milestones: when the state is made durable, if not as usual.
     """
 
-    def __init__(self, directory: Path, f: int = 1, **options) -> None:
+    def __init__(self, directory: Path, f: int = 1, milestones: MilestoneRule | None = None, **options) -> None:
         self.directory = directory
+        self.milestones = milestones
         exists = directory.exists()  # a copy of one that was made before
         self.cluster = load_cluster_file(directory) if exists else init_cluster(directory, f=f, base_port=0, **options)
         self.nodes: dict[int, Node] = {}
@@ -52,7 +54,7 @@ class Nodes(ClientsMixin, contextlib.AbstractAsyncContextManager):
         home = load_home(self.folder(number))
         opened = log or open_log(home.log_path)
         try:
-            node = Node(home, opened, lambda reason: self.stopped.setdefault(number, reason))
+            node = Node(home, opened, lambda reason: self.stopped.setdefault(number, reason), self.milestones)
         except BaseException:
             opened.close()
             raise

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from trustlog import Attestation, AttestedLog, BackendKind, LogIdentity, VerifyingKey, entry_digest
+from trustlog import Attestation, AttestedLog, LogIdentity, VerifyingKey, entry_digest
 from trustlog.sealed import Files
 
 CONTEXT = bytes(range(32))
@@ -21,7 +21,7 @@ def fixed_key(number: int = 1) -> ec.EllipticCurvePrivateKey:
 
 
 def identity_of(log: AttestedLog) -> LogIdentity:
-    return LogIdentity(VerifyingKey.from_bytes(log.public_key), BackendKind.SOFTWARE)
+    return LogIdentity(VerifyingKey.from_bytes(log.public_key), log.kind)
 
 
 def digests_of(*payloads: str) -> list[bytes]:

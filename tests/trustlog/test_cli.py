@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -16,7 +17,7 @@ from trustlog.cli.contract import run
 from trustlog.cli.main import cli
 
 PROGRAM = [sys.executable, "-m", "trustlog.cli.main"]
-COMMANDS = ["init", "append", "lookup", "end", "truncate", "verify"]
+COMMANDS = ["init", "append", "lookup", "end", "truncate", "verify", "serve"]
 
 
 class Shell:
@@ -64,6 +65,14 @@ def log(shell):
 def save(shell, name, document):
     (shell.directory / name).write_text(json.dumps(document))
     return name
+
+
+def test_a_log_for_a_service_is_opened_by_nothing_else(shell):
+    created = shell.json("init", "--backend", "process", "my log")
+    assert created["backend"] == "process"
+    assert "does not protect against root" in created["protection"]
+    for command in (["append", "my log", "x"], ["end", "my log"], ["truncate", "my log", "1"]):
+        assert "its own program opens it: trustlog serve" in shell.json(*command, code=2)["message"]
 
 
 def test_from_init_to_verification(shell):
@@ -271,7 +280,7 @@ def test_helps_have_examples(shell):
         assert "-o, --output [table|json|plain]" in out
     out, _ = shell("--help")
     assert all(f"  {command} " in out for command in COMMANDS)
-    assert shell("--version")[0] == "trustlog 0.1.0\n"
+    assert shell("--version")[0].splitlines()[0] == "trustlog 0.1.0"
 
 
 def test_without_arguments_the_help_is_a_usage_error(shell):
@@ -327,3 +336,44 @@ def test_a_failing_disk_says_that_nothing_unsaved_was_signed(log, monkeypatch, c
         run(cli, ["append", "my log", "x"])
     assert ended.value.code == 1
     assert "nothing unsaved was signed" in capsys.readouterr().err
+
+
+# Two statements that contradict each other.
+
+
+@pytest.fixture
+def two_histories(shell, log):
+    """The documents of one log that was copied and says index 4 twice."""
+    shutil.copytree(shell.directory / "my log", shell.directory / "copy")
+    texts = [shell("append", name, text, "-o", "json")[0] for name, text in (("my log", "here"), ("copy", "there"))]
+    (shell.directory / "fork.json").write_text(json.dumps({"contradiction": [json.loads(text) for text in texts]}))
+    return [json.loads(text) for text in texts]
+
+
+def verify_fork(shell, *documents, code=0, key="my log/log.pub", more=()):
+    (shell.directory / "f.json").write_text(json.dumps({"contradiction": list(documents)}))
+    return shell.json("verify", "--key", key, "f.json", *more, code=code)
+
+
+def test_two_histories_of_a_log_are_proof_against_it(shell, two_histories):
+    said = verify_fork(shell, *two_histories)
+    assert (said["verified"], said["statement"]) == (True, "contradiction")
+    assert said["contradiction"].startswith("index 4 was attested twice")
+    out, _ = shell("verify", "--key", "my log/log.pub", "fork.json")
+    assert "contradiction index 4 was attested twice" in out
+
+
+def test_what_does_not_contradict_is_no_proof(shell, two_histories):
+    first, second = two_histories
+    assert verify_fork(shell, first, first, code=1)["code"] == "no-contradiction"
+    again = shell.json("append", "my log", "more")
+    assert verify_fork(shell, first, again, code=1)["code"] == "no-contradiction", "neighbours that meet"
+    for documents in ((), (first,), (first, second, second), (first, 5)):
+        assert verify_fork(shell, *documents, code=1)["code"] == "malformed"
+    assert verify_fork(shell, {**first, "last": 5}, second, code=1)["code"] == "wrong-document"
+    shell("init", "other")
+    assert verify_fork(shell, first, second, code=1, key="other/log.pub")["code"] == "wrong-log"
+    for more in (("--nonce", NONCE.hex()), ("--index", "4"), ("--payload", "here")):
+        assert verify_fork(shell, first, second, code=1, more=more)["code"] == "wrong-document"
+    forged = json.loads(json.dumps(second).replace(second["attestation"]["signature"], "11" * 64))
+    assert verify_fork(shell, first, forged, code=1)["code"] == "bad-signature"

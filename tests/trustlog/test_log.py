@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import contextlib
 import threading
 from dataclasses import replace
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from tests.trustlog.service.support import process_log, serve_in_thread
 from tests.trustlog.support import (
     CONTEXT,
     NONCE,
@@ -140,11 +142,21 @@ def test_a_failed_save_stops_the_log(error):
     assert log._state == state
 
 
-def test_an_empty_log():
-    log = in_memory(fixed_key())
+@pytest.fixture(params=["software", "process"])
+def new_log(request):
+    """Makes an empty log of a key: each backend must pass the same tests, the contract of the verbs."""
+    with contextlib.ExitStack() as stack:
+        if request.param == "software":
+            yield lambda key: stack.enter_context(in_memory(key))
+        else:
+            yield lambda key: stack.enter_context(serve_in_thread(process_log(key)))
+
+
+def test_an_empty_log(new_log):
+    log = new_log(fixed_key())
     assert (log.low, log.last, log.epoch, log.last_group) == (1, 0, 0, None)
     assert log.head == genesis_head(log.log_id, 0)
-    assert log.kind is BackendKind.SOFTWARE
+    assert log.kind in {BackendKind.SOFTWARE, BackendKind.PROCESS}
     assert log.durability == "memory"
     assert log.public_key == public_key_bytes(fixed_key())
     statement = verify_end(identity_of(log), log.end(nonce=NONCE, context=CONTEXT), context=CONTEXT, nonce=NONCE)
@@ -153,8 +165,8 @@ def test_an_empty_log():
         log.reissue()
 
 
-def test_append_advances_over_the_group():
-    log = in_memory(fixed_key())
+def test_append_advances_over_the_group(new_log):
+    log = new_log(fixed_key())
     head = log.head
     for first, payloads in ((1, ["a"]), (2, ["b", "c", "d"]), (5, ["e"])):
         attestation, digests = add(log, *payloads)
@@ -166,8 +178,8 @@ def test_append_advances_over_the_group():
     assert log.last == 5
 
 
-def test_bounds_of_a_group():
-    log = in_memory(fixed_key())
+def test_bounds_of_a_group(new_log):
+    log = new_log(fixed_key())
     for bad in ([], digests_of("x") * 1025, [b"short"], [bytes(33)], [*digests_of("x"), b""]):
         with pytest.raises(MisuseError):
             log.append(bad, context=CONTEXT)
@@ -176,8 +188,8 @@ def test_bounds_of_a_group():
     assert log.last == 1024
 
 
-def test_reissue_is_the_same_statement():
-    log = in_memory(fixed_key())
+def test_reissue_is_the_same_statement(new_log):
+    log = new_log(fixed_key())
     add(log, "1")
     attestation = log.append(digests_of("2", "3"), context=OTHER_CONTEXT)
     log.truncate(3, context=CONTEXT)
@@ -192,8 +204,8 @@ def ask(log, index, group=None, context=CONTEXT):
     return verify_lookup(identity_of(log), answer, context=context, nonce=NONCE, index=index)
 
 
-def test_lookup_of_every_outcome():
-    log = in_memory(fixed_key())
+def test_lookup_of_every_outcome(new_log):
+    log = new_log(fixed_key())
     assert ask(log, 1).outcome is Outcome.UNASSIGNED
     add(log, "1")
     group = add(log, "2", "3")
@@ -211,15 +223,15 @@ def test_lookup_of_every_outcome():
     assert ask(log, 1).digest == bytes(32)
 
 
-def test_lookup_in_a_group_of_another_context():
-    log = in_memory(fixed_key())
+def test_lookup_in_a_group_of_another_context(new_log):
+    log = new_log(fixed_key())
     digests = digests_of("1")
     group = (log.append(digests, context=OTHER_CONTEXT), digests)
     assert ask(log, 1, group, CONTEXT).digest == digests[0]
 
 
-def test_lookup_refuses_groups_that_prove_nothing():
-    log, other = in_memory(fixed_key()), in_memory(fixed_key(2))
+def test_lookup_refuses_groups_that_prove_nothing(new_log):
+    log, other = new_log(fixed_key()), new_log(fixed_key(2))
     first, second = add(log, "1"), add(log, "2")
     foreign = add(other, "1")
     end = log.end(nonce=NONCE, context=CONTEXT)
@@ -239,13 +251,13 @@ def test_lookup_refuses_groups_that_prove_nothing():
 
 
 @pytest.mark.parametrize("index", [0, -1, U64_MAX + 1])
-def test_indexes_that_are_none(index):
+def test_indexes_that_are_none(new_log, index):
     with pytest.raises(MisuseError):
-        ask(in_memory(fixed_key()), index)
+        ask(new_log(fixed_key()), index)
 
 
-def test_truncate_is_monotone():
-    log = in_memory(fixed_key())
+def test_truncate_is_monotone(new_log):
+    log = new_log(fixed_key())
     add(log, "1", "2", "3")
     for index in (1, 2, 2, 4):
         statement = verify_truncate(identity_of(log), log.truncate(index, context=CONTEXT), context=CONTEXT)
@@ -259,8 +271,8 @@ def test_truncate_is_monotone():
 
 
 @pytest.mark.parametrize("size", [0, 31, 33])
-def test_sizes_of_contexts_and_nonces(size):
-    log, bad = in_memory(fixed_key()), bytes(size)
+def test_sizes_of_contexts_and_nonces(new_log, size):
+    log, bad = new_log(fixed_key()), bytes(size)
     for verb in (
         lambda: log.append(digests_of("1"), context=bad),
         lambda: log.truncate(1, context=bad),
@@ -304,8 +316,8 @@ def test_close_is_final_and_harmless_when_repeated():
         add(log, "2")
 
 
-def test_threads_share_one_log():
-    log = in_memory(fixed_key())
+def test_threads_share_one_log(new_log):
+    log = new_log(fixed_key())
     groups = []
 
     def work(name):

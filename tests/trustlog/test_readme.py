@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import trustlog
-from trustlog.statements import AppendStatement, EndStatement, LookupStatement, TruncateStatement
+from tests.support.swtpm import software_tpm
+from trustlog.statements import AppendStatement, EndStatement, LookupStatement, QuoteStatement, TruncateStatement
 
 PACKAGE = Path(trustlog.__file__).parent
 README = (PACKAGE / "README.md").read_text()
@@ -22,7 +23,8 @@ def test_the_python_example_runs(tmp_path):
 
 def test_the_commands_run_in_their_order(tmp_path):
     commands = re.findall(r"^    (?:(?:printf .* \| )?trustlog |NONCE=).*$", README, re.MULTILINE)
-    assert len(commands) == 8
+    assert len(commands) == 10
+    assert "trustlog serve" in commands.pop()  # runs for ever: tests/trustlog/service starts it
     program = shlex.join([sys.executable, "-m", "trustlog.cli.main"])
     script = "\n".join(re.sub(r"\btrustlog ", f"{program} ", command, count=1) for command in commands)
     environment = {"PATH": "/usr/bin:/bin"}  # whatever else they need, the README sets
@@ -39,16 +41,37 @@ def test_the_commands_run_in_their_order(tmp_path):
 
 
 def test_the_count_of_trusted_lines(tmp_path):
-    (command,) = re.findall(r"^    \$ (cat trustlog/.*)$", README, re.MULTILINE)
-    count = subprocess.run(
-        ["bash", "-c", command], cwd=PACKAGE.parent, capture_output=True, text=True, check=True
-    ).stdout
-    said = f"{int(count):,} lines, docstrings included"
-    assert f"counts {said}" in README
-    assert f"(`trustlog/` without `cli/`: {said})" in (PACKAGE.parent / "README.md").read_text()
+    commands = re.findall(r"^    \$ (cat trustlog/.*)$", README, re.MULTILINE)
+    assert len(commands) == 4, "one for each backend, and one for receipts"
+    page = (PACKAGE.parent / "README.md").read_text()
+    for command in commands:
+        count = subprocess.run(
+            ["bash", "-c", command], cwd=PACKAGE.parent, capture_output=True, text=True, check=True
+        ).stdout
+        assert f"counts {int(count):,} lines, docstrings included" in README
+        assert f"{int(count):,} " in page
+    # What the second command counts is what the service's program loads of this package.
+    script = "import sys, trustlog.service.__main__; print(*sorted(m for m in sys.modules if m.startswith('trustlog')))"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    counted = re.findall(r"\w+", " ".join(re.findall(r"\{(.*?)\}", commands[1])))
+    names = {name.rsplit(".", 1)[-1] for name in loaded} - {"trustlog", "service"} | {"__init__"}
+    assert set(counted) == names
 
 
 def test_the_sizes_in_the_table():
-    for statement in (AppendStatement, LookupStatement, EndStatement, TruncateStatement):
+    for statement in (AppendStatement, LookupStatement, EndStatement, TruncateStatement, QuoteStatement):
         tag = statement.TAG.rstrip(b"\0").decode()
         assert f"| `{tag}` | {statement.LAYOUT.size} |" in README
+
+
+def test_the_tpm_commands_run_in_their_order(tmp_path):
+    (block,) = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    program = shlex.join([sys.executable, "-m", "trustlog.cli.main"])
+    with software_tpm(tmp_path / "tpm") as machine:
+        script = re.sub(r"^trustlog ", f"{program} ", block, flags=re.MULTILINE).replace("/dev/tpmrm0", machine.address)
+        result = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+    assert result.returncode == 0, result.stderr
+    assert "accepted yes" in result.stdout
+    assert "closed_at 2" in result.stdout

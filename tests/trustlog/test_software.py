@@ -63,7 +63,7 @@ def test_one_owner_at_a_time(directory):
     assert str(directory) in str(caught.value)
     script = "import sys, pathlib, trustlog\ntrustlog.open_log(pathlib.Path(sys.argv[1]))"
     result = subprocess.run([sys.executable, "-c", script, directory], capture_output=True, text=True, check=False)
-    assert "MisuseError" in result.stderr
+    assert "LogInUseError" in result.stderr
     assert "in use" in result.stderr
     log.close()
     open_log(directory).close()

@@ -12,12 +12,14 @@ from trustlog import (
     APPEND_SIZE,
     END_SIZE,
     LOOKUP_SIZE,
+    QUOTE_SIZE,
     TRUNCATE_SIZE,
     AppendStatement,
     BackendKind,
     EndStatement,
     LookupStatement,
     Outcome,
+    QuoteStatement,
     TruncateStatement,
     VerificationError,
     VerifyingKey,
@@ -31,14 +33,21 @@ from trustlog.statements import (
     TAG_APPEND,
     TAG_END,
     TAG_LOOKUP,
-    TAG_QUOTE_RESERVED,
+    TAG_QUOTE,
     TAG_TRUNCATE,
     U64_MAX,
     _Statement,
 )
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "statements.json").read_text())
-TYPES = {"append": AppendStatement, "lookup": LookupStatement, "end": EndStatement, "truncate": TruncateStatement}
+TYPES = {
+    "append": AppendStatement,
+    "lookup": LookupStatement,
+    "end": EndStatement,
+    "truncate": TruncateStatement,
+    "quote": QuoteStatement,
+}
+QUOTED_KEY = bytes([4]) + b"k" * 64
 HEADER = (BackendKind.SOFTWARE, b"c" * 32, b"i" * 32, 0)
 EXAMPLES = [
     AppendStatement(*HEADER, 3, 5, b"b" * 32, b"a" * 32),
@@ -47,13 +56,16 @@ EXAMPLES = [
     LookupStatement(*HEADER, b"n" * 32, 1, Outcome.FORGOTTEN, bytes(32), 2, 5),
     EndStatement(*HEADER, b"n" * 32, 2, 5, b"h" * 32),
     TruncateStatement(*HEADER, 2, 5, b"h" * 32),
+    QuoteStatement(BackendKind.TPM, b"c" * 32, log_id(QUOTED_KEY), 9, b"n" * 32, b"m" * 32, QUOTED_KEY),
 ]
 
 
 def by_hand(fields: dict) -> bytes:
     """Lay a statement out from the table in words, without the code under test."""
     u64 = struct.Struct(">Q").pack
-    tag = {"append": "append", "lookup": "lookup", "end": "end", "truncate": "trunc"}[fields["statement"]]
+    tag = {"append": "append", "lookup": "lookup", "end": "end", "truncate": "trunc", "quote": "quote"}[
+        fields["statement"]
+    ]
     data = f"trustlog/{tag}".encode().ljust(16, b"\0") + bytes([1, fields["kind"]])
     data += bytes.fromhex(fields["context"]) + bytes.fromhex(fields["log_id"]) + u64(fields["epoch"])
     order = {
@@ -61,6 +73,7 @@ def by_hand(fields: dict) -> bytes:
         "lookup": ["nonce", "index", "outcome", "digest", "low", "last"],
         "end": ["nonce", "low", "last", "head"],
         "truncate": ["low", "last", "head"],
+        "quote": ["nonce", "measurement", "public_key"],
     }
     for name in order[fields["statement"]]:
         value = fields[name]
@@ -80,7 +93,8 @@ def test_statement_vectors(vector):
     for name, value in vector["fields"].items():
         if name != "statement":
             assert getattr(statement, name) == (bytes.fromhex(value) if isinstance(value, str) else value)
-    VerifyingKey.from_bytes(bytes.fromhex(VECTORS["public_key"])).verify(bytes.fromhex(vector["signature"]), data)
+    key = bytes.fromhex(vector["fields"].get("public_key", VECTORS["public_key"]))
+    VerifyingKey.from_bytes(key).verify(bytes.fromhex(vector["signature"]), data)
 
 
 def test_vectors_cover_every_statement_outcome_and_kind():
@@ -114,13 +128,13 @@ def test_hash_vectors():
 
 
 def test_domain_tags_are_distinct_and_full_size():
-    tags = [TAG_APPEND, TAG_END, TAG_LOOKUP, TAG_QUOTE_RESERVED, TAG_TRUNCATE]
+    tags = [TAG_APPEND, TAG_END, TAG_LOOKUP, TAG_QUOTE, TAG_TRUNCATE]
     assert len(set(tags)) == 5
     assert {len(tag) for tag in tags} == {16}
 
 
 def test_sizes_are_those_of_the_table():
-    assert (APPEND_SIZE, LOOKUP_SIZE, END_SIZE, TRUNCATE_SIZE) == (170, 179, 170, 138)
+    assert (APPEND_SIZE, LOOKUP_SIZE, END_SIZE, TRUNCATE_SIZE, QUOTE_SIZE) == (170, 179, 170, 138, 219)
 
 
 @pytest.mark.parametrize("statement", EXAMPLES, ids=repr)
@@ -180,6 +194,10 @@ BAD = [
     lambda: EndStatement(*HEADER, bytes(32), 1, -1, bytes(32)),
     lambda: EndStatement(*HEADER, bytes(32), 1, 5, bytes(31)),
     lambda: EndStatement(*HEADER, bytes(32), U64_MAX + 1, U64_MAX, bytes(32)),
+    lambda: QuoteStatement(*HEADER, bytes(32), bytes(32), QUOTED_KEY),
+    lambda: QuoteStatement(*HEADER[:2], log_id(QUOTED_KEY), 0, bytes(31), bytes(32), QUOTED_KEY),
+    lambda: QuoteStatement(*HEADER[:2], log_id(QUOTED_KEY), 0, bytes(32), bytes(31), QUOTED_KEY),
+    lambda: QuoteStatement(*HEADER[:2], log_id(QUOTED_KEY[1:]), 0, bytes(32), bytes(32), QUOTED_KEY[1:]),
     lambda: TruncateStatement(*HEADER, 1, U64_MAX + 1, bytes(32)),
     lambda: TruncateStatement(*HEADER, 1, 1, bytes(31)),
     lambda: TruncateStatement(BackendKind.TPM, bytes(31), bytes(32), 0, 1, 1, bytes(32)),
@@ -203,7 +221,7 @@ def test_the_common_base_is_no_statement():
         _Statement._body(EXAMPLES[0])
 
 
-@given(st.binary(max_size=200), st.sampled_from(list(TYPES.values())))
+@given(st.binary(max_size=250), st.sampled_from(list(TYPES.values())))
 def test_arbitrary_bytes_never_escape_as_another_error(data, statement_type):
     for candidate in (data, statement_type.TAG + b"\x01\x01" + data):
         try:

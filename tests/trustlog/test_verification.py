@@ -30,7 +30,7 @@ from trustlog import (
     verify_signature,
     verify_truncate,
 )
-from trustlog.verification import _CURVE_ORDER
+from trustlog.keys import _CURVE_ORDER
 
 LOG = in_memory(fixed_key())
 IDENTITY = identity_of(LOG)

@@ -25,7 +25,9 @@ from trustlog.verification import (
     GROUP_ENTRIES_MAX,
     Attestation,
     LogIdentity,
-    VerifyingKey,
+    find_contradiction,
+    heads_of,
+    initial_head,
     verify_append,
     verify_end,
     verify_lookup,
@@ -98,16 +100,25 @@ def document(
     return content | {"attestation": {"statement": statement, "signature": signature}}
 
 
-def verify_document(data: bytes, key: VerifyingKey, expected: Expectation) -> dict[str, object]:
-    """Verify a document with nothing but the log's public key; returns the facts, else VerificationError."""
+def contradiction_document(
+    a: Attestation, digests_a: Sequence[bytes], b: Attestation, digests_b: Sequence[bytes]
+) -> dict[str, object]:
+    """Build the document of two groups of one log that contradict each other."""
+    return {"contradiction": [document(a, digests=digests_a), document(b, digests=digests_b)]}
+
+
+def verify_document(data: bytes, identity: LogIdentity, expected: Expectation) -> dict[str, object]:
+    """Verify a document with nothing but the log's identity: of its log.pub (``published``), or of a cluster file.
+
+    Returns the facts, else VerificationError.
+    """
     content = _parse(data)
-    attested = _field(content, "attestation", dict)
-    attestation = Attestation(
-        _bytes_of(_field(attested, "statement", str)), _bytes_of(_field(attested, "signature", str))
-    )
+    if "contradiction" in content:
+        return _verify_contradiction(content, identity, expected)
+    attestation = _attestation(content)
     statement = decode_statement(attestation.statement)
     _check_answerable(statement, expected)
-    identity = LogIdentity(key, frozenset(BackendKind))
+    _check_pinned(statement.kind, identity)
     context = expected.context
     digests: list[bytes] = []
     match statement:
@@ -115,6 +126,7 @@ def verify_document(data: bytes, key: VerifyingKey, expected: Expectation) -> di
             listed = _field(content, "digests", list)[: GROUP_ENTRIES_MAX + 1]
             digests = [_bytes_of(digest) for digest in listed]
             verify_append(identity, attestation, digests, context=context)
+            _check_beginning(identity, statement, digests)
         case LookupStatement():
             nonce = statement.nonce if expected.nonce is None else expected.nonce
             index = statement.index if expected.index is None else expected.index
@@ -126,15 +138,71 @@ def verify_document(data: bytes, key: VerifyingKey, expected: Expectation) -> di
         case TruncateStatement():
             verify_truncate(identity, attestation, context=context)
     said = facts(statement)
-    for name, value in said.items():
-        if name in content and content[name] != value:
-            raise VerificationError("wrong-document", f"the document's {name} is not what was attested")
+    _check_facts(content, said)
+    if statement.kind is BackendKind.TPM:
+        said["not_proven"] = _not_proven(statement)
     if "payload" in content:
         _check_payloads([_bytes_of(content["payload"])], digests)
         said["payload"] = content["payload"]
     if expected.payloads:
         _check_payloads(expected.payloads, digests)
     return said
+
+
+def _verify_contradiction(content: dict[str, Any], identity: LogIdentity, expected: Expectation) -> dict[str, object]:
+    """Verify that two statements prove the log's trusted part broken; they count in whatever context they were made."""
+    if expected.nonce is not None or expected.index is not None or expected.payloads:
+        raise VerificationError("wrong-document", "two statements that contradict answer no nonce, index or payload")
+    shown = _field(content, "contradiction", list)
+    if len(shown) != 2 or not all(isinstance(one, dict) for one in shown):
+        raise VerificationError("malformed", "a contradiction is one of two statements")
+    groups = [(_attestation(one), [_bytes_of(digest) for digest in _field(one, "digests", list)]) for one in shown]
+    for attestation, _ in groups:
+        _check_pinned(decode_statement(attestation.statement).kind, identity)
+    why = find_contradiction(identity, *groups[0], *groups[1])
+    if why is None:
+        raise VerificationError("no-contradiction", "the two statements agree with each other")
+    for one, (attestation, _) in zip(shown, groups, strict=True):
+        _check_facts(one, facts(decode_statement(attestation.statement)))
+    return {"statement": "contradiction", "log_id": identity.key.log_id.hex(), "contradiction": why}
+
+
+def _check_beginning(identity: LogIdentity, statement: AppendStatement, digests: Sequence[bytes]) -> None:
+    """Refuse a TPM log's entry 1 that does not stand on the pinned base: replaying could never reach it."""
+    if statement.kind is not BackendKind.TPM or statement.first != 1:
+        return
+    if heads_of(identity, statement, digests)[0] != initial_head(identity):
+        raise VerificationError(
+            "wrong-head", "this says to be the log's beginning, and does not begin at the base that was pinned"
+        )
+
+
+def _not_proven(statement: Statement) -> str:
+    """Say what a TPM's word leaves open: it counts no indexes, its host does (``trustlog.tpm.chain``)."""
+    if isinstance(statement, AppendStatement):
+        entries = str(statement.first)
+        if statement.last > statement.first:
+            entries = f"{statement.first} to {statement.last}"
+        return f"that this is the log's entry {entries} (only replaying the log from its pinned base shows that)"
+    return f"that the log ends at entry {statement.last} and keeps what is from {statement.low} on: its host's word"
+
+
+def _check_pinned(kind: BackendKind, identity: LogIdentity) -> None:
+    if kind is BackendKind.TPM and identity.tpm is None:
+        raise VerificationError(
+            "not-pinned", "a TPM's statement counts only with what was pinned: give the log.pub of its enrolment"
+        )
+
+
+def _attestation(content: dict[str, Any]) -> Attestation:
+    attested = _field(content, "attestation", dict)
+    return Attestation(_bytes_of(_field(attested, "statement", str)), _bytes_of(_field(attested, "signature", str)))
+
+
+def _check_facts(content: dict[str, Any], said: dict[str, object]) -> None:
+    for name, value in said.items():
+        if name in content and content[name] != value:
+            raise VerificationError("wrong-document", f"the document's {name} is not what was attested")
 
 
 def _check_answerable(statement: Statement, expected: Expectation) -> None:

@@ -22,8 +22,11 @@ from typing import Any, cast
 from trustlog.cli.contract import CommandError
 from trustlog.errors import MisuseError
 from trustlog.hashing import entry_digest
+from trustlog.keys import VerifyingKey
 from trustlog.log import AttestedLog
-from trustlog.verification import Attestation, LogIdentity, VerifyingKey, verify_append
+from trustlog.statements import AppendStatement
+from trustlog.tpm.backend import TpmLog
+from trustlog.verification import Attestation, LogIdentity, verify_append
 
 STANDALONE_CONTEXT = hashlib.sha256(b"trustlog/standalone").digest()
 ENTRIES_FILE = "entries.jsonl"
@@ -36,11 +39,13 @@ _GROUP: dict[str, type] = {"first": int, "last": int, "statement": str, "signatu
 class HostLog:
     """An attested log with its payloads and attestations in ``directory``, which ``log`` has locked."""
 
-    def __init__(self, directory: Path, log: AttestedLog) -> None:
+    def __init__(self, directory: Path, log: AttestedLog | TpmLog) -> None:
         """Read the files, and finish what a crash interrupted; CommandError for damage."""
         self._entries_path = directory / ENTRIES_FILE
         self._groups_path = directory / GROUPS_FILE
         self._log = log
+        if isinstance(log, TpmLog):
+            self._take_epoch_groups(log)
         self._payloads = self._read_entries()
         self._groups = self._read_groups()
         self._recover()
@@ -73,10 +78,27 @@ class HostLog:
         return [entry_digest(payload) for payload in self._payloads[first - 1 : last]]
 
     def _store_group(self, first: int, last: int, attestation: Attestation) -> None:
-        statement, signature = attestation.statement.hex(), attestation.signature.hex()
-        line = {"first": first, "last": last, "statement": statement, "signature": signature}
-        _append_lines(self._groups_path, [line])
+        _append_lines(self._groups_path, [_group_line(first, last, attestation)])
         self._groups.append((first, last, attestation))
+
+    def _take_epoch_groups(self, log: TpmLog) -> None:
+        """Write down what the log itself said last: CLOSE and OPEN of its epochs."""
+        for payloads, attestation in log.epoch_groups():
+            said = AppendStatement.decode(attestation.statement)
+            if len(_read_lines(self._entries_path, _ENTRY)) == said.first - 1:
+                lines = [
+                    {"index": index, "payload": payload.hex()} for index, payload in enumerate(payloads, said.first)
+                ]
+                _append_lines(self._entries_path, lines)
+            groups = _read_lines(self._groups_path, _GROUP)
+            if groups and groups[-1][0] is not None and groups[-1][0]["last"] == said.first - 1:
+                _append_lines(self._groups_path, [_group_line(said.first, said.last, attestation)])
+
+    def close_epoch(self, log: TpmLog) -> Attestation:
+        """Have the log say CLOSE, and keep it."""
+        attestation = log.close_epoch()
+        self._take_epoch_groups(log)
+        return attestation
 
     def _read_entries(self) -> list[bytes]:
         payloads: list[bytes] = []
@@ -122,9 +144,16 @@ class HostLog:
         if stored != first - 1:
             raise _damage(self._groups_path, len(self._groups) + 1)
         attestation = self._log.reissue()
-        identity = LogIdentity(VerifyingKey.from_bytes(self._log.public_key), self._log.kind, self._log.epoch)
+        pins = self._log.identity.tpm if isinstance(self._log, TpmLog) else None
+        key = VerifyingKey.from_bytes(self._log.public_key)
+        identity = LogIdentity(key, self._log.kind, self._log.epoch, pins)
         verify_append(identity, attestation, self._digests(first, last), context=STANDALONE_CONTEXT)
         self._store_group(first, last, attestation)
+
+
+def _group_line(first: int, last: int, attestation: Attestation) -> dict[str, object]:
+    statement, signature = attestation.statement.hex(), attestation.signature.hex()
+    return {"first": first, "last": last, "statement": statement, "signature": signature}
 
 
 def _damage(path: Path, line: int) -> CommandError:

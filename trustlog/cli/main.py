@@ -4,51 +4,48 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
 import click
+from click.core import ParameterSource
 
 from trustlog import software
-from trustlog.cli.contract import CommandError, Exit, Output, as_command_error, example, key_values, output_option, run
-from trustlog.cli.documents import DOCUMENT_SIZE_MAX, Expectation, document, verify_document
+from trustlog.cli.attestation import appraise, measure, quote
+from trustlog.cli.build import version_option
+from trustlog.cli.common import DIRECTORY, Bytes32, opened, read_file, read_key, show
+from trustlog.cli.completion import answer_shell, completion_command
+from trustlog.cli.contract import CommandError, Exit, Output, example, output_option, run
+from trustlog.cli.documents import Expectation, document, verify_document
 from trustlog.cli.hostlog import STANDALONE_CONTEXT, HostLog
-from trustlog.errors import VerificationError
+from trustlog.cli.serve import serve
+from trustlog.cli.tpm import tpm_commands
+from trustlog.errors import MisuseError
 from trustlog.log import AttestedLog
-from trustlog.statements import NONCE_SIZE, U64_MAX
-from trustlog.verification import VerifyingKey
+from trustlog.statements import NONCE_SIZE, U64_MAX, BackendKind
+from trustlog.tpm.backend import TpmLog
+from trustlog.tpm.chain import PCR_DEFAULT, PCR_MAX
+from trustlog.tpm.enrol import create as create_tpm_log
+from trustlog.tpm.folder import DEFAULT_ADDRESS
+from trustlog.verification import LogIdentity
 
-HONESTY = (
-    "The software backend refuses damaged state, and a crash loses nothing that was signed. It does not "
-    "protect against a thief of this directory (the sealing key lies in it), an old copy put back, or a "
-    "host program that lies."
-)
-
-_DIRECTORY = click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
-
-
-class Bytes32(click.ParamType[bytes]):
-    """Exactly 32 bytes in hexadecimal digits; ``what`` says what they are."""
-
-    name = "hex"
-
-    def __init__(self, what: str) -> None:
-        """Take the word that errors use."""
-        self._what = what
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> bytes:
-        """Parse, or fail as a usage error."""
-        if isinstance(value, bytes):
-            return value
-        try:
-            content = bytes.fromhex(str(value))
-        except ValueError:
-            content = b""
-        if len(content) != NONCE_SIZE or len(str(value)) != 2 * NONCE_SIZE:
-            self.fail(f"a {self._what} is {2 * NONCE_SIZE} hexadecimal digits", param, ctx)
-        return content
+HONESTY = {
+    "software": (
+        "The software backend refuses damaged state, and a crash loses nothing that was signed. It does not "
+        "protect against a thief of this directory (the sealing key lies in it), an old copy put back, or a "
+        "host program that lies."
+    ),
+    "process": (
+        "The process backend keeps this log from programs of other users, also from the replica that uses it. It "
+        "does not protect against root, a thief of the disk, an old copy put back by root, or a replica that runs "
+        "under the same user."
+    ),
+    "tpm": (
+        "The TPM backend keeps the key and the head where root cannot reach them, and an old copy of this directory is "
+        "refused. It does not protect against who copies a software TPM, or breaks a chip open. A reboot ends the log, "
+        "unless it was closed before: trustlog tpm close."
+    ),
+}
 
 
 _NONCE = click.option(
@@ -66,28 +63,58 @@ _NONCE = click.option(
     ),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-@click.version_option(package_name="trustlog", message="%(prog)s %(version)s")
+@version_option
 def cli() -> None:
     """Keep an attested append-only log in a directory, and verify what such a log says."""
 
 
-@cli.command(epilog=example("trustlog init mylog"))
-@_DIRECTORY
+@cli.command(epilog=example("trustlog init mylog", "trustlog init --backend process mylog"))
+@DIRECTORY
+@click.option(
+    "--backend",
+    type=click.Choice(list(HONESTY)),
+    default="software",
+    show_default=True,
+    help="process: only `trustlog serve` opens it; run this as the log's own user.",
+)
+@click.option(
+    "--tpm", metavar="ADDRESS", help=f"tpm: its device, or socket of a software TPM.  [default: {DEFAULT_ADDRESS}]"
+)
+@click.option(
+    "--pcr",
+    type=click.IntRange(0, PCR_MAX),
+    default=PCR_DEFAULT,
+    show_default=True,
+    help="tpm: the register that is the log's chain; nothing else may extend it.",
+)
 @output_option
-def init(directory: Path, output: Output) -> None:
-    """Create an empty log with a new key in DIR, which must not exist."""
+def init(directory: Path, backend: str, tpm: str | None, pcr: int, output: Output) -> None:
+    """Create an empty log with a new key in DIR, which must not exist. Its backend can never be changed."""
     if not directory.parent.is_dir():
         raise CommandError(f"{directory.parent} is not a directory", "create it first", Exit.USAGE, code="no-parent")
-    with software.create(directory) as log:
+    is_pcr_given = click.get_current_context().get_parameter_source("pcr") is ParameterSource.COMMANDLINE
+    if backend != "tpm" and (tpm is not None or is_pcr_given):
+        raise click.UsageError("--tpm and --pcr are for --backend tpm")
+    if backend == "tpm":
+        made: AttestedLog | TpmLog = create_tpm_log(directory, address=tpm or DEFAULT_ADDRESS, pcr=pcr)
+    else:
+        made = software.create(directory, kind=BackendKind[backend.upper()])
+    with made as log:
         data = {
             "created": str(directory),
             "log_id": log.log_id.hex(),
             "public_key": log.public_key.hex(),
             "public_key_file": str(directory / software.PUBLIC_KEY_FILE),
             "backend": log.kind.name.lower(),
-            "protection": HONESTY,
+            "protection": HONESTY[backend],
         }
-    _show(output, data)
+        if isinstance(log, TpmLog) and any(log.config.pins.base):
+            data["warning"] = (
+                f"PCR {pcr} is not zero. Unless every boot leaves this value there, this log ends with the next "
+                "reboot: if a log or another program extended it since the machine started, retire this one, reboot, "
+                "and init again"
+            )
+    show(output, data)
 
 
 @cli.command(
@@ -96,7 +123,7 @@ def init(directory: Path, output: Output) -> None:
         "printf 'a\\nb\\n' | trustlog append mylog - -o json > append.json",
     )
 )
-@_DIRECTORY
+@DIRECTORY
 @click.argument("text", default="-", metavar="[TEXT|-]")
 @output_option
 def append(directory: Path, text: str, output: Output) -> None:
@@ -108,9 +135,9 @@ def append(directory: Path, text: str, output: Output) -> None:
     else:
         payloads = sys.stdin.buffer.read().removesuffix(b"\n").split(b"\n")
         payloads = [] if payloads == [b""] else payloads
-    with _opened(directory) as log:
+    with opened(directory) as log:
         attestation, digests = HostLog(directory, log).append(payloads)
-    _show(output, document(attestation, digests=digests))
+    show(output, document(attestation, digests=digests))
 
 
 @cli.command(
@@ -119,39 +146,41 @@ def append(directory: Path, text: str, output: Output) -> None:
         "trustlog lookup mylog 1 --nonce $(openssl rand -hex 32) -o json > lookup.json",
     )
 )
-@_DIRECTORY
+@DIRECTORY
 @click.argument("index", metavar="N", type=click.IntRange(1, U64_MAX))
 @_NONCE
 @output_option
 def lookup(directory: Path, index: int, nonce: bytes | None, output: Output) -> None:
     """Have the log attest what stands at index N: assigned, unassigned, or forgotten."""
-    with _opened(directory) as log:
+    with opened(directory) as log:
         attestation, payload = HostLog(directory, log).lookup(index, nonce or os.urandom(NONCE_SIZE))
-    _show(output, document(attestation, payload=payload))
+    show(output, document(attestation, payload=payload))
 
 
 @cli.command(epilog=example("trustlog end mylog -o json > end.json"))
-@_DIRECTORY
+@DIRECTORY
 @_NONCE
 @output_option
 def end(directory: Path, nonce: bytes | None, output: Output) -> None:
     """Have the log attest where it ends now."""
-    with _opened(directory) as log:
+    with opened(directory) as log:
         HostLog(directory, log)
         attestation = log.end(nonce=nonce or os.urandom(NONCE_SIZE), context=STANDALONE_CONTEXT)
-    _show(output, document(attestation))
+    show(output, document(attestation))
 
 
 @cli.command(epilog=example("trustlog truncate mylog 3"))
-@_DIRECTORY
+@DIRECTORY
 @click.argument("index", metavar="N", type=click.IntRange(1, U64_MAX))
 @output_option
 def truncate(directory: Path, index: int, output: Output) -> None:
     """Have the log forget every entry below N, for ever. The host's payload file stays as it is."""
-    with _opened(directory) as log:
+    with opened(directory) as log:
         HostLog(directory, log)
+        if isinstance(log, TpmLog):
+            raise MisuseError("a TPM attests no truncation: its host forgets what it likes")
         attestation = log.truncate(index, context=STANDALONE_CONTEXT)
-    _show(output, document(attestation))
+    show(output, document(attestation))
 
 
 @cli.command(epilog=example('trustlog verify --key log.pub lookup.json --nonce $NONCE --payload "first entry"'))
@@ -180,70 +209,29 @@ def verify(
     """Verify a JSON document that another command wrote (- reads standard input). Needs no log directory.
 
     Exit 1 with the reason if it does not prove what it says, or cannot prove what you ask: only lookup and end
-    have a nonce, only lookup an index, only append and lookup payloads.
+    have a nonce, only lookup an index, only append and lookup payloads. Two append statements that contradict
+    each other (a replica's evidence) are verified as what they are: proof that the log's trusted part is broken.
     """
     expected_payloads = [payload.encode("utf-8", "surrogateescape") for payload in payloads]
     expected = Expectation(context, nonce, index, expected_payloads)
-    verifying_key = _read_key(key)
-    said = verify_document(_read_file(file), verifying_key, expected)
+    verifying_key, pins = read_key(key)
+    said = verify_document(read_file(file), LogIdentity.published(verifying_key, pins), expected)
     fresh = {"fresh": nonce is not None} if "nonce" in said else {}
-    _show(output, {"verified": True, **fresh, **said})
+    show(output, {"verified": True, **fresh, **said})
 
 
-@contextmanager
-def _opened(directory: Path) -> Iterator[AttestedLog]:
-    try:
-        with software.open_log(directory) as log:
-            yield log
-    except OSError as error:
-        failure = as_command_error(error)
-        if failure.exit_code != Exit.USAGE:
-            failure.hint = "check the disk; nothing unsaved was signed"
-        raise failure from error
+cli.add_command(quote)
+cli.add_command(appraise)
+cli.add_command(measure)
+cli.add_command(serve)
+cli.add_command(tpm_commands)
 
-
-def _read_key(path: Path) -> VerifyingKey:
-    try:
-        return VerifyingKey.from_bytes(bytes.fromhex(path.read_bytes()[:256].decode("ascii").strip()))
-    except (ValueError, VerificationError) as error:
-        raise CommandError(
-            f"{path} is no public key of a log",
-            "give the log.pub that `trustlog init` wrote",
-            Exit.USAGE,
-            code="bad-key",
-        ) from error
-
-
-def _read_file(path: Path) -> bytes:
-    if str(path) == "-":
-        return sys.stdin.buffer.read(DOCUMENT_SIZE_MAX + 1)
-    with path.open("rb") as stream:
-        return stream.read(DOCUMENT_SIZE_MAX + 1)
-
-
-def _show(output: Output, data: Mapping[str, object]) -> None:
-    """Print facts, one per line, a payload as text; attested bytes and digests are in the JSON only."""
-    shown = {name: value for name, value in data.items() if name not in {"attestation", "digests"}}
-    if isinstance(payload := shown.get("payload"), str):
-        shown["payload"] = bytes.fromhex(payload).decode("utf-8", "backslashreplace")
-    if shown.get("fresh") is False:
-        shown["fresh"] = "not proven: no --nonce was given"
-    shown = {name: _text(value) for name, value in shown.items()}
-    output.result(data, [f"{name} {value}" for name, value in shown.items()], key_values(shown))
-
-
-def _text(value: object) -> str:
-    match value:
-        case None:
-            return "-"
-        case bool():
-            return "yes" if value else "no"
-        case _:
-            return str(value)
+cli.add_command(completion_command(cli, "trustlog"))
 
 
 def main() -> NoReturn:
     """Entry point of the ``trustlog`` program."""
+    answer_shell(cli, "trustlog")
     run(cli, prog_name="trustlog")
 
 

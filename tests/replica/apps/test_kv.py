@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from replica.application import ApplicationLoadError, Context, OperationError, load_application
 from replica.apps import kv
 from replica.apps.kv import I64_MAX, I64_MIN, KEY_BYTES_MAX, SCAN_BYTES_MAX, KeyValue
-from replica.core.state import VALUE_BYTES_MAX, BucketedMap
+from replica.core.state import BucketedMap
+from replica.core.tree import VALUE_BYTES_MAX
 from tests.replica.core.support import examples
 
 
@@ -65,15 +66,18 @@ def test_counting():
     store = Store()
     assert [kv.read_number(store(kv.incr(b"n", by))) for by in (1, 41, -100, 0)] == [1, 42, -58, -58]
     assert store.content == {b"n": b"-58"}
-    store(kv.put(b"n", b""))
+    store(kv.put(b"n", b"0"))
+    assert kv.read_number(store(kv.incr(b"n", -1))) == -1
+    store(kv.delete(b"n"))
     assert kv.read_number(store(kv.incr(b"n"))) == 1
-    store(kv.put(b"n", b"0007"))
-    assert kv.read_number(store(kv.incr(b"n"))) == 8
 
 
 @pytest.mark.parametrize(
     "present",
-    [b"x", b"1x", b" 1", b"1 ", b"+1", b"1_0", b"-", b"--1", b"1.0", b"\xd9\xa1", b"1\n", b"9" * 21, b"0x1"],
+    [
+        *(b"x", b"1x", b" 1", b"1 ", b"+1", b"1_0", b"-", b"--1", b"1.0", b"\xd9\xa1", b"1\n", b"9" * 21, b"0x1"),
+        *(b"", b"007", b"00", b"-0", b"-01", b"1\0", b"%d" % (I64_MAX + 1), b"%d" % (I64_MIN - 1), b"9" * 20),
+    ],
 )
 def test_only_whole_numbers_are_counted(present: bytes):
     store = Store(n=present)
@@ -82,9 +86,7 @@ def test_only_whole_numbers_are_counted(present: bytes):
     assert store.content == {b"n": present}
 
 
-@pytest.mark.parametrize(
-    ("present", "amount"), [(I64_MAX, 1), (I64_MIN, -1), (1, I64_MAX), (-1, I64_MIN), (10**19, 0), (10**20 - 1, -1)]
-)
+@pytest.mark.parametrize(("present", "amount"), [(I64_MAX, 1), (I64_MIN, -1), (1, I64_MAX), (-1, I64_MIN)])
 def test_sums_stay_within_64_bits(present: int, amount: int):
     store = Store(n=b"%d" % present)
     with pytest.raises(OperationError, match="64 bits"):

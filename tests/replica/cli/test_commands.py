@@ -10,8 +10,9 @@ import pytest
 
 from replica.cli.main import cli, main
 from replica.cluster.clusterfile import load_cluster_file
-from replica.cluster.home import load_home
-from trustlog import open_log
+from replica.cluster.home import TrustedLogSettings, load_home, load_settings, read_log_public_key
+from tests.trustlog.service.support import Service, public_folder
+from trustlog import BackendKind, open_log
 
 
 @pytest.fixture
@@ -132,9 +133,45 @@ def test_run_with_the_wrong_cluster_file_says_so(call, tmp_path):
     assert load_cluster_file(tmp_path / "a").replicas[0].fingerprint.hex() in err
 
 
+def test_what_keeps_the_log_is_chosen_when_it_is_made(call, tmp_path):
+    for arguments, kind in (([], "process"), (["--log-backend", "software"], "software")):
+        assert call("init", kind, *arguments, "--base-port", "0")[0] == 0
+        assert load_home(tmp_path / kind / "replica-0").settings.trusted_log.backend.name.lower() == kind
+    assert call("init", "sealed", "--encrypt-store", "--base-port", "0")[0] == 0
+    assert load_home(tmp_path / "sealed" / "replica-2").settings.trusted_log.encrypt_store
+    assert call("init", "other", "--encrypt-store", "--log-backend", "software")[0] == 2
+    code, out, _ = call("keygen", "k", "--number", "0", "--address", "h:1", "-o", "json")
+    assert code == 0
+    assert documents(out)[0]["log_backend"] == "process"
+    assert load_settings(tmp_path / "k" / "replica.toml").trusted_log == TrustedLogSettings(BackendKind.PROCESS)
+
+
+def test_keygen_asks_a_running_service_for_its_key(call, tmp_path):
+    with public_folder() as folder, Service(folder) as service:
+        keygen = ["keygen", "k", "--number", "0", "--address", "h:1", "--log-socket", str(service.socket)]
+        code, _, err = call(*keygen, "-o", "json")
+        assert code == 0, err
+        assert [path.name for path in (tmp_path / "k" / "log").iterdir()] == ["log.pub"]
+        assert read_log_public_key(tmp_path / "k" / "log") == service.public_key
+        settings = load_settings(tmp_path / "k" / "replica.toml").trusted_log
+        assert settings == TrustedLogSettings(BackendKind.PROCESS, service.socket)
+        # A log that said something belongs to a replica that is.
+        with service.connect_when_free() as log:
+            log.append([bytes(32)], context=bytes(32))
+        code, _, err = call("keygen", "other", *keygen[2:])
+        assert code == 2
+        assert "1 entries; a replica needs an empty one" in err
+        service.kill()
+        code, _, err = call("keygen", "other", *keygen[2:])
+        assert code == 2
+        assert "start it first: trustlog serve" in err
+        assert not (tmp_path / "other").exists()
+        assert call("keygen", "other", *keygen[2:], "--log-backend", "software")[0] == 2
+
+
 def test_a_log_in_use_is_named_once(call, tmp_path):
     assert call("init", "c")[0] == 0
-    with open_log(tmp_path / "c" / "replica-0" / "log"):
+    with open_log(tmp_path / "c" / "replica-0" / "log", kind=BackendKind.PROCESS):
         code, out, err = call("run", "c/replica-0")
     assert (code, out) == (2, "")
     assert "error: c/replica-0/log is in use by another process" in err
@@ -160,12 +197,16 @@ def test_run_hands_settings_and_exit_code_on(call, monkeypatch):
     assert (second.log_level, second.durability, second.log_format) == ("info", "disk", "json")
 
 
-@pytest.mark.parametrize("command", [None, *sorted(cli.commands)])
+GROUPS = {"config": ("check",), "debug": ("dump",), "evidence": ("list", "verify"), "lab": ("list", "run", "serve")}
+COMMANDS = [*sorted(cli.commands), *(f"{group} {name}" for group, names in GROUPS.items() for name in names)]
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_has_an_example_of_the_command(call, command):
-    code, out, err = call(*([command] if command else []), "--help")
+    code, out, err = call(*command.split(), "--help")
     assert (code, err) == (0, "")
-    assert "Example:\n    trustlog-replica " + (command or "") in out
-    if command:
+    assert "Example:\n    trustlog-replica " + command in out
+    if command and command not in GROUPS:
         assert "-o, --output" in out
 
 

@@ -6,12 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from replica.cli import dev
 from replica.cli.dev import ChildCommand, Screen, run_children
 from replica.cli.main import main
+from replica.cluster.clusterfile import load_cluster_file
 from replica.core.genesis import Ordering
 from tests.replica.cluster.support import make_cluster
 from trustlog.cli.contract import CommandError, Exit
@@ -256,6 +258,7 @@ def test_a_signal_ends_it_with_status_0(number, tmp_path):
     """The program as a user starts it; the replicas are the stand-ins above."""
     program = f"""
 import sys
+from pathlib import Path
 from replica.cli import dev
 from replica.cli.main import main
 dev._replica_command = lambda directory, number, **_: dev.ChildCommand(
@@ -296,6 +299,7 @@ def test_reader_that_goes_away_ends_it(tmp_path):
     chatty = "import itertools, signal\nsignal.alarm(60)\nfor i in itertools.count(): print('x' * 1000, i)"
     program = f"""
 import sys
+from pathlib import Path
 from replica.cli import dev
 from replica.cli.main import main
 dev._replica_command = lambda directory, number, **_: dev.ChildCommand(
@@ -312,3 +316,14 @@ main(["dev", {str(tmp_path / "c")!r}])
             assert process.stderr.read() == ""
         finally:
             process.kill()
+
+
+def test_http_ports_follow_each_other(tmp_path, capsys):
+    cluster = load_cluster_file(make_cluster(tmp_path / "c"))
+    Screen(as_json=False).banner(tmp_path / "c", cluster, temporary=False, http_base_port=8100)
+    assert "curl http://127.0.0.1:8100/status" in capsys.readouterr().out
+    for number in range(3):
+        command = dev._replica_command(Path("c"), number, as_json=False, http_base_port=8100)
+        at = command.arguments.index("--http")
+        assert command.arguments[at + 1] == f"127.0.0.1:{8100 + number}"
+    assert "--http" not in dev._replica_command(Path("c"), 0, as_json=False).arguments

@@ -2,13 +2,22 @@ import dataclasses
 import hashlib
 import shutil
 import stat
+from pathlib import Path
 
 import pytest
 
 import trustlog
-from replica.cluster.home import HomeError, Settings, dump_settings, load_home, load_settings
+from replica.cluster.home import (
+    HomeError,
+    Settings,
+    TrustedLogSettings,
+    dump_settings,
+    load_home,
+    load_settings,
+)
 from replica.cluster.keys import certificate_pem, generate_private_key, make_certificate
 from tests.replica.cluster.support import make_cluster, replace_once
+from trustlog import BackendKind
 
 
 @pytest.fixture
@@ -39,6 +48,43 @@ def test_home_of_a_new_cluster(folder):
         assert log.public_key == home.cluster.genesis.members[1].log_public_key
         assert log.kind == home.cluster.genesis.members[1].log_kind
     assert home.load_tls_key() is not None
+
+
+def rewrite(path, **changes):
+    path.write_bytes(dump_settings(dataclasses.replace(load_settings(path), **changes)))
+
+
+def test_the_logs_backend_is_a_setting(tmp_path):
+    cluster = make_cluster(tmp_path / "p", log_kind=BackendKind.PROCESS)
+    home = load_home(cluster / "replica-1")
+    assert home.settings.trusted_log == TrustedLogSettings(BackendKind.PROCESS)
+    assert {member.log_kind for member in home.cluster.genesis.members} == {BackendKind.PROCESS}
+    outside = TrustedLogSettings(BackendKind.PROCESS, Path("/run/trustlog-log/log.sock"), encrypt_store=True)
+    rewrite(cluster / "replica-1" / "replica.toml", trusted_log=outside)
+    assert load_home(cluster / "replica-1").settings.trusted_log == outside
+
+
+def test_another_backend_than_the_cluster_files_is_refused(folder):
+    rewrite(folder / "replica.toml", trusted_log=TrustedLogSettings(BackendKind.PROCESS))
+    refused(folder, "replica.toml", "trusted_log.backend", '"process"', '"software"', "replica 1")
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ('backend = "proces"', ["trusted_log.backend", 'did you mean "process"?']),
+        ('backend = "process"\nsocket = "run/log.sock"', ["trusted_log.socket", "whole path"]),
+        ('backend = "software"\nsocket = "/run/s"', ["trusted_log.socket", "process"]),
+        ('backend = "software"\nsockt = "/run/s"', ["trusted_log.sockt", "is not a key"]),
+        ('backend = "software"\nencrypt_store = true', ["trusted_log.encrypt_store", "keeps a key"]),
+        ('backend = "process"\nencrypt_store = 1', ["trusted_log.encrypt_store", "true or false"]),
+        ("", ["trusted_log.backend", "is missing"]),
+    ],
+)
+def test_mistakes_in_the_logs_settings(folder, table, words):
+    with (folder / "replica.toml").open("a") as file:
+        file.write(f"[trusted_log]\n{table}\n")
+    refused(folder, "replica.toml", *words)
 
 
 def test_private_folder_and_files(cluster, folder):
@@ -149,3 +195,11 @@ def test_settings_round_trip_and_listen(folder):
 def test_cluster_directory_can_be_moved(tmp_path, cluster):
     moved = cluster.rename(tmp_path / "moved to")
     assert load_home(moved / "replica-0").number == 0
+
+
+def test_http_address(folder):
+    with (folder / "replica.toml").open("a") as file:
+        file.write('http = "127.0.0.1:8123"\n')
+    assert load_home(folder).settings.http == ("127.0.0.1", 8123)
+    replace_once(folder / "replica.toml", "127.0.0.1:8123", "127.0.0.1")
+    refused(folder, "replica.toml", "http", "host:port")

@@ -27,16 +27,18 @@ from replica.core.events import (
     Forked,
     GroupReceived,
     Lied,
+    PeerHolds,
     Recovered,
     Relay,
     RequestReceived,
     Send,
     Tick,
-    VerifiedGroup,
 )
 from replica.core.genesis import Genesis, Limits, Member, Ordering
-from replica.core.group import encode_payloads
+from replica.core.group import VerifiedGroup, encode_payloads
 from replica.core.machine import ReplicaCore
+from replica.core.patience import Patience
+from replica.core.snapshot import MilestoneRule, Snapshot
 from trustlog import chain, entry_digest, genesis_head, log_id
 
 GOOD_SIGNATURE = b"\x01" * 64
@@ -87,17 +89,38 @@ def heads(genesis: Genesis) -> list[bytes]:
     return [genesis_head(log_id(m.log_public_key), 0) for m in genesis.members]
 
 
-def make_core(genesis: Genesis, number: int, application: object | None = None, *, live: bool = True) -> ReplicaCore:
+def make_core(
+    genesis: Genesis,
+    number: int,
+    application: object | None = None,
+    *,
+    live: bool = True,
+    patience: Patience | None = None,
+    snapshot: Snapshot | None = None,
+    milestones: MilestoneRule | None = None,
+) -> ReplicaCore:
     core = ReplicaCore(
         genesis,
         number,
         application or KeyValue(),  # type: ignore[arg-type]
         heads(genesis),
         lambda envelope: envelope.signature == GOOD_SIGNATURE,
+        patience,
+        snapshot=snapshot,
+        milestones=milestones,
     )
     if live:
-        core.handle(Recovered())
+        come_home(core)
     return core
+
+
+def come_home(core: ReplicaCore, log: "FakeLog | None" = None) -> list[Effect]:
+    """Let the core, which was handed what its store holds, begin to speak; `log` is its trusted log."""
+    number, n, f = core.number, core.genesis.n, core.genesis.f
+    last, head = (0, heads(core.genesis)[number]) if log is None else (log.last, log.head)
+    peers = [peer for peer in range(n) if peer != number][:f]
+    effects = core.handle(Recovered(last, head), *(PeerHolds(peer, number, 1, last) for peer in peers))
+    return [effect for effect in effects if not isinstance(effect, Fetch) or effect.log != number]
 
 
 class FakeClient:
@@ -125,12 +148,18 @@ class FakeClient:
 class Cluster:
     """Cores joined by queues; `deliver` hands over one thing at a time, in an order that the test chooses."""
 
-    def __init__(self, genesis: Genesis, faulty: tuple[int, ...] = (), seed: int = 0) -> None:
+    def __init__(
+        self,
+        genesis: Genesis,
+        faulty: tuple[int, ...] = (),
+        seed: int = 0,
+        milestones: MilestoneRule | None = None,
+    ) -> None:
         self.genesis = genesis
         self.random = random.Random(seed)
         self.faulty = set(faulty)
         self.logs = [FakeLog(i) for i in range(genesis.n)]
-        self.cores = {i: make_core(genesis, i) for i in range(genesis.n) if i not in self.faulty}
+        self.cores = {i: make_core(genesis, i, milestones=milestones) for i in range(genesis.n) if i not in self.faulty}
         self.in_flight: deque = deque()  # (replica, event)
         self.effects: dict[int, list[Effect]] = defaultdict(list)
         self.cut_off: set[tuple[int, int]] = set()  # (author, reader): nothing is delivered
@@ -194,6 +223,8 @@ class Cluster:
                 for group in self.logs[effect.log].groups:
                     if effect.first <= group.last <= holder.received(effect.log):
                         self.in_flight.append((replica, GroupReceived(group)))
+                last = holder.received(effect.log)
+                self.in_flight.append((replica, PeerHolds(effect.ask, effect.log, 1, last)))
 
     def check(self) -> None:
         """Raise AssertionError unless all correct replicas agree and none of them accuses another."""

@@ -8,9 +8,13 @@ import struct
 from hypothesis import HealthCheck, settings
 
 from replica.core.batch import Batch, make_batch
+from replica.core.checkpoint import Header, state_digest
 from replica.core.events import Append, Appended, Effect, Event, Tick
+from replica.core.execution import Executor
+from replica.core.genesis import Genesis
+from replica.core.logstate import initial_states
 from replica.core.machine import ReplicaCore
-from tests.replica.core.harness import FakeLog
+from tests.replica.core.harness import FakeLog, heads
 
 # Set it to have the committed vectors and transcripts written anew; then read the difference.
 REWRITE = os.environ.get("TRUSTLOG_REWRITE") == "1"
@@ -39,6 +43,14 @@ def block(value: bytes) -> bytes:
 def junk_batch(number: int, cut: tuple[int, ...] = ()) -> Batch:
     """A batch without envelopes, told from others by its time."""
     return make_batch(number, cut, ())
+
+
+def header_at_zero(genesis: Genesis, executor: Executor) -> Header:
+    """The checkpoint's header after the executor's last slot, while the agreed cut stands where the logs begin."""
+    logs = tuple(state_digest(state.encode()) for state in initial_states(genesis.n))
+    application, table = executor.roots()
+    start = (0,) * genesis.n
+    return Header(executor.slot, executor.time_ms, application, table, start, tuple(heads(genesis)), logs)
 
 
 class Lone:

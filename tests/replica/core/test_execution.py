@@ -238,6 +238,19 @@ def test_the_results_of_one_envelope_fit_a_frame():
     assert sum(len(r.value) for r in results) <= G.limits.group_bytes_max
 
 
+def test_an_application_is_told_that_nobody_ordered_what_is_peeked_at():
+    class Told:
+        def apply(self, operation, context):
+            if operation == b"fail":
+                raise OperationError("no")
+            return b"ordered" if context.ordered else b"peeked"
+
+    w = World(Told())
+    assert w.executor.peek(b"").value == b"peeked"
+    assert w.executor.peek(b"fail").status is Status.ERROR
+    assert w.result(b"").value == b"ordered"
+
+
 def test_a_session_forgets_results_above_its_budget(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sessions, "SESSION_RESULT_BYTES_MAX", 1000)
     w = World(Naughty())

@@ -52,6 +52,9 @@ def test_limits_that_contradict_each_other(changes: dict, words: str):
         ({"members": G.members[::-1]}, "in this order"),
         ({"members": (*G.members[:2], Member(2, 1, public_key(1)))}, "same log key"),
         ({"members": (*G.members[:2], Member(2, 1, bytes(64)))}, "65 bytes"),
+        ({"members": (*G.members[:2], Member(2, 3, public_key(2)))}, "has pins of 75 bytes"),
+        ({"members": (*G.members[:2], Member(2, 3, public_key(2), bytes(74)))}, "has pins of 75 bytes"),
+        ({"members": (*G.members[:2], Member(2, 2, public_key(2), bytes(75)))}, "has pins of 75 bytes"),
         ({"name": ""}, "name must have"),
         ({"application": "é" * 101}, "application must have"),
     ],
@@ -70,6 +73,7 @@ def test_a_genesis_that_cannot_be(changes: dict, words: str):
         {"application": "replica.apps.counter:Counter"},
         {"members": (*G.members[:2], Member(2, 2, public_key(2)))},
         {"members": (*G.members[:2], Member(2, 1, public_key(9)))},
+        {"members": (*G.members[:2], Member(2, 3, public_key(2), bytes(75)))},
     ],
 )
 def test_every_value_changes_the_cluster_id_and_the_context(changes: dict):
@@ -80,3 +84,13 @@ def test_every_value_changes_the_cluster_id_and_the_context(changes: dict):
 
 def test_contexts_differ_by_member_list():
     assert len({G.context(number) for number in range(5)}) == 5
+
+
+def test_what_is_pinned_for_a_tpm_stands_in_the_genesis():
+    ids = {
+        replace(G, members=(*G.members[:2], Member(2, 3, public_key(2), pins))).cluster_id()
+        for pins in (bytes(75), b"\x0e" + bytes(74))
+    }
+    assert len(ids) == 2
+    pinned = replace(G, members=(*G.members[:2], Member(2, 3, public_key(2), bytes(range(75)))))
+    assert pinned.encode().endswith(b"\x00\x02\x03" + public_key(2) + bytes(range(75)))

@@ -5,11 +5,22 @@ from __future__ import annotations
 import pytest
 
 from replica.core import quorum
-from replica.core.entries import Checkpoint, Commit, NewView, Prepare, PrePrepare, Reference, Suspect, ViewChange
+from replica.core.batch import NULL_BATCH, Batch
+from replica.core.entries import (
+    Checkpoint,
+    Commit,
+    NewView,
+    Prepare,
+    PrePrepare,
+    Reference,
+    SlotResult,
+    Suspect,
+    ViewChange,
+)
 from replica.core.genesis import Ordering
 from replica.core.logstate import Departure, LogState, Opening, initial_states
 from replica.core.rules import apply_entry, highest_own_vote, next_commit, next_vote
-from replica.core.slots import SlotBook
+from replica.core.slots import SlotBook, ViewTally
 from tests.replica.core.support import junk_batch
 
 D = b"d" * 32
@@ -39,23 +50,28 @@ def test_applying_entries_reduces_a_log():
         Prepare(0, 2, D),
         Commit(0, 1, batch.digest),
         Checkpoint(4, D),
+        SlotResult(1, 3, D),
+        SlotResult(4, 1, D),
         Suspect(0),
     ):
         apply_entry(state, entry)
-    assert (state.position, state.last_vote, state.last_commit, state.last_checkpoint, state.top) == (5, 2, 1, 4, 2)
+    assert (state.position, state.last_vote, state.last_commit, state.last_checkpoint, state.top) == (7, 2, 1, 4, 2)
     assert (state.votes, state.commits) == ({1: {0: batch.digest}, 2: {0: D}}, {1: {0: batch.digest}})
     assert (state.view, state.suspected, state.wants) == (0, True, 1)
     apply_entry(state, ViewChange(7))
     assert (state.view, state.suspected, state.wants) == (7, False, 7)
     assert (state.last_vote, state.last_commit) == (None, None)
-    assert state.view_change_at == {7: Departure(6, 4, 2)}
+    assert state.view_change_at == {7: Departure(8, 4, 2)}
     apply_entry(state, NewView(7, (Reference(0, 1), Reference(1, 6))))
-    assert state.position == 7
+    assert (state.position, state.results) == (9, 2)
+    apply_entry(state, Checkpoint(8, D))
+    assert state.results == 0, "they are counted between two checkpoints"
     state.check()
 
 
 def test_a_copy_is_independent_and_whole():
     state = LogState(2, position=3, view=1, suspected=True, last_vote=5, last_commit=4, last_checkpoint=4, top=6)
+    state.results = 3
     state.opened[1] = Opening(4, 6)
     state.view_change_at[1] = Departure(2, 0, 3)
     state.votes = {5: {0: D}}
@@ -180,3 +196,26 @@ def test_what_is_not_known_is_neither_counted_nor_a_lie():
     book.prune(2)
     assert len(book) == 1
     assert book.vote(1, 0, 2, b"x" * 32), "stable: whatever is said of it no longer matters"
+
+
+def resumed(ordering: Ordering, states: list[LogState], *batches: Batch) -> SlotBook:
+    book = SlotBook(ordering, 1)
+    book.resume(states, batches)
+    return book
+
+
+def test_a_book_resumes_with_what_the_states_hold():
+    first, second = junk_batch(1), junk_batch(2)
+    states = [LogState(author) for author in range(3)]
+    states[0].votes = {9: {0: first.digest}, 10: {0: second.digest}, 11: {0: NULL_BATCH.digest}}
+    states[1].votes = {9: {0: first.digest, 1: first.digest}, 10: {0: D}}
+    states[2].votes = {9: {0: first.digest}, 10: {0: second.digest}, 11: {0: NULL_BATCH.digest}}
+    for state in states[:2]:
+        state.commits = {9: {0: first.digest}, 10: {0: D}}
+    book = resumed(Ordering.THREE_PHASE, states, first, second)
+    assert book._slots[9].views == {0: ViewTally(first.digest, 0b111, 0b011), 1: ViewTally(first.digest, 0b010)}
+    assert book._slots[10].views == {0: ViewTally(second.digest, 0b101)}, "lies are not counted"
+    assert (book.decided(9), book.decided(10), len(book)) == (first, None, 3)
+    assert book.batch(11, NULL_BATCH.digest) == NULL_BATCH
+    two = resumed(Ordering.TWO_PHASE, states, first, second)
+    assert (two.decided(9), two.decided(10), two.decided(11)) == (first, second, NULL_BATCH)

@@ -22,11 +22,12 @@ from replica.core.entries import (
     decode_entry,
 )
 from replica.core.envelope import OperationsReply
-from replica.core.events import Executed, Exposed, Forked, GroupReceived, Lied, VerifiedGroup, ViewOpened
+from replica.core.events import Executed, Exposed, Forked, GroupReceived, Lied, ViewOpened
 from replica.core.genesis import Ordering
+from replica.core.group import VerifiedGroup
 from replica.core.machine import ReplicaCore
 from tests.replica.core.harness import BAD_SIGNATURE, Cluster, FakeClient, FakeLog, make_core, make_genesis, opened
-from tests.replica.core.support import Lone, junk_batch
+from tests.replica.core.support import Lone, header_at_zero, junk_batch
 
 G = make_genesis()
 BATCHES = {slot: junk_batch(slot, (0, 0, 0) if slot % 4 == 0 else ()) for slot in range(1, 20)}
@@ -203,7 +204,7 @@ def test_checkpoints_of_f_faulty_replicas_make_nothing_stable():
     lie = Checkpoint(4, b"lie" + bytes(29))
     lone.handle(GroupReceived(logs[2].say(lie)), GroupReceived(logs[3].say(lie)))
     assert (lone.core.stable, lone.core.halted) == (0, None)
-    digest = lone.core.executor.digest()
+    digest = header_at_zero(genesis, lone.core.executor).digest
     lone.handle(GroupReceived(logs[0].say(Checkpoint(4, digest))))
     assert lone.core.stable == 0, "two of five"
     late = FakeLog(4)

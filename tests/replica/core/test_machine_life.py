@@ -8,26 +8,30 @@ import pytest
 
 from replica.apps import kv
 from replica.core import requests as requests_module
-from replica.core.entries import Commit, Entry, Prepare, PrePrepare, decode_entry
+from replica.core.entries import Commit, Entry, Prepare, PrePrepare, Suspect, ViewChange, decode_entry
 from replica.core.envelope import Status, decode_reply
 from replica.core.events import (
     Append,
     Appended,
     Executed,
     Exposed,
+    Fetch,
+    Forked,
     GroupReceived,
     Halt,
+    PeerHolds,
     Recovered,
     Refuse,
     Relay,
     RequestReceived,
     Send,
+    Taken,
     Tick,
 )
 from replica.core.genesis import Ordering
 from replica.core.machine import ReplicaCore
 from replica.core.requests import RELAY_PAUSE_MS
-from tests.replica.core.harness import Cluster, FakeClient, FakeLog, make_core, make_genesis, opened
+from tests.replica.core.harness import Cluster, FakeClient, FakeLog, come_home, make_core, make_genesis, opened
 from tests.replica.core.support import Lone, junk_batch
 
 G = make_genesis()
@@ -48,13 +52,14 @@ def test_own_entries_decide_nothing_before_they_are_durable(ordering: Ordering):
     proposal = Lone(make_core(genesis, 0))
     proposal.handle(RequestReceived(client.open(), relayed=False))
     primary = proposal.log
-    vote = lone.handle(GroupReceived(primary.groups[0]))
+    taken, *vote = lone.handle(GroupReceived(primary.groups[0]))
+    assert taken == Taken(primary.groups[0]), "durable before the vote that depends on it"
     assert kinds(vote) == [Append]
     digest = decode_entry(primary.groups[0].payloads[0], genesis, genesis.cluster_id()).batch.digest  # type: ignore[union-attr]
     if ordering is Ordering.THREE_PHASE:
         assert [p[0] for p in vote[0].payloads] == [2, 3], "PREPARE and COMMIT, as one group"
         primary.say(Commit(0, 1, digest))
-        assert kinds(lone.handle(GroupReceived(primary.groups[1]))) == []
+        assert kinds(lone.handle(GroupReceived(primary.groups[1]))) == [Taken]
     assert lone.tick() == []
     assert kinds(lone.release()) == [Executed, Send]
 
@@ -85,7 +90,7 @@ def test_nothing_is_said_before_the_store_was_read():
     effects += core.handle(RequestReceived(FakeClient(G).open(), relayed=False), Tick(500, 500))
     assert Append not in kinds(effects)
     assert Send not in kinds(effects)
-    assert kinds(core.handle(Recovered())) == [Append]
+    assert kinds(come_home(core)) == [Append]
 
 
 def test_recovery_sends_no_replies_again():
@@ -117,7 +122,8 @@ def recover(cluster: Cluster, number: int, rng: random.Random) -> ReplicaCore:
     )
     cluster.appending.discard(number)
     cluster.cores[number] = core
-    cluster.handle(number, Recovered())
+    log = cluster.logs[number]
+    cluster.handle(number, Recovered(log.last, log.head))
     return core
 
 
@@ -132,7 +138,9 @@ def test_reading_the_same_logs_again_gives_the_same_replica(ordering: Ordering):
     for number in range(genesis.n):
         old = cluster.cores[number]
         new = recover(cluster, number, random.Random(number))
-        assert new.halted is None
+        assert not new.is_live
+        cluster.run()
+        assert (new.halted, new.is_live) == (None, True)
         assert new.executor.digest() == old.executor.digest()
         assert (new.view, new.stable, new.executed, new.stable_digest) == (
             old.view,
@@ -193,51 +201,113 @@ def own_log(*entries: Entry) -> FakeLog:
     return log
 
 
-def restarted(*groups) -> tuple[ReplicaCore, list]:
+def restarted(log: FakeLog, *others) -> tuple[ReplicaCore, list]:
     core = make_core(G, 1, live=False)
-    for group in groups:
+    for group in (*log.groups, *others):
         core.handle(GroupReceived(group))
-    return core, core.handle(Recovered())
+    return core, come_home(core, log)
 
 
-def test_an_own_entry_whose_cause_was_lost_halts():
+def test_an_own_entry_whose_cause_was_lost_keeps_it_mute_until_the_cause_comes():
     batch = junk_batch(1)
-    core, effects = restarted(*own_log(Prepare(0, 1, batch.digest)).groups)
-    assert kinds(effects) == [Halt]
-    assert core.halted is not None
-    assert "entry 1 of this replica's own log cannot be read again (the proposal for slot 1" in core.halted
-    assert "restore the store" in core.halted
-    assert core.handle(GroupReceived(FakeLog(0).say(PrePrepare(0, 1, batch)))) == []
+    core, effects = restarted(own_log(Prepare(0, 1, batch.digest)))
+    assert effects == []
+    assert (core.halted, core.is_live) == (None, False)
+    assert core.why_mute == "entry 1 of its own log cannot be read again yet"
+    assert core.waiting_for(1) == "the proposal for slot 1 in view 0"
+    assert Fetch(0, 1, 2) in core.handle(Tick(1000, 1000)), "whoever has it is asked, itself never"
+    effects = core.handle(GroupReceived(FakeLog(0).say(PrePrepare(0, 1, batch))))
+    assert kinds(effects) == [Taken, Append]
+    assert (core.is_live, core.why_mute) == (True, None)
+    assert decode_entry(effects[1].payloads[0], G, G.cluster_id()) == Commit(0, 1, batch.digest)
 
 
 def test_an_own_entry_that_breaks_a_rule_halts():
-    core, effects = restarted(*own_log(Commit(0, 1, bytes(32))).groups)
-    assert Halt in kinds(effects)
-    assert "a rule broken" in str(core.halted)
+    core, effects = restarted(own_log(Commit(0, 1, bytes(32))))
+    assert effects == [], "it halted when the entry was read"
+    assert "this replica's own log breaks a rule (a commit for slot 1, voted up to 0)" in str(core.halted)
 
 
-def test_a_hole_in_the_own_log_halts():
+def test_what_is_missing_in_the_own_log_is_fetched_before_anything_is_said():
     """Else it would write what the hole hides a second time, and be exposed for it."""
     batches = [junk_batch(n) for n in (1, 2, 3)]
     own = own_log(*(Prepare(0, n, batch.digest) for n, batch in enumerate(batches, 1)))
     primary = FakeLog(0)
-    proposals = [primary.say(PrePrepare(0, n, batch)) for n, batch in enumerate(batches, 1)]
-    core, effects = restarted(*proposals, own.groups[0], own.groups[2])
-    assert kinds(effects) == [Halt]
-    assert "entry 2 of this replica's own log" in str(core.halted)
+    core = make_core(G, 1, live=False)
+    for n, batch in enumerate(batches, 1):
+        core.handle(GroupReceived(primary.say(PrePrepare(0, n, batch))))
+    core.handle(GroupReceived(own.groups[0]), GroupReceived(own.groups[2]))
+    assert core.handle(Recovered(own.last, own.head)) == [Fetch(1, 2, 0), Fetch(1, 2, 2)]
+    assert core.handle(PeerHolds(2, 1, 1, 3)) == [Fetch(1, 2, 2)], "it holds more than is here: it must show it"
+    assert core.why_mute == "entries 2 to 3 of its own log are not here; peers are asked for them"
+    effects = core.handle(GroupReceived(own.groups[1]))
+    assert kinds(effects) == [Taken, Taken, Append], "made durable again, what waited behind the gap too"
+    assert [e.group for e in effects[:2]] == own.groups[1:]
+    said = [decode_entry(payload, G, G.cluster_id()) for payload in effects[2].payloads]
+    assert said == [Commit(0, n, batch.digest) for n, batch in enumerate(batches, 1)]
+
+
+def ahead_of(core: ReplicaCore, effects: list) -> tuple[Appended, GroupReceived]:
+    """The answer to the Append under way, and a group that lies beyond it."""
+    log = FakeLog(1)
+    appended = Appended(log.append(effects[-1].payloads))
+    return appended, GroupReceived(log.say(b"said before the disk was restored"))
+
+
+def mute_at_first() -> tuple[ReplicaCore, list]:
+    core, effects = restarted(FakeLog(1), FakeLog(0).say(PrePrepare(0, 1, junk_batch(1))))
+    assert kinds(effects) == [Append]
+    return core, effects
 
 
 def test_a_peer_that_knows_more_of_the_own_log_halts_it():
-    cluster = Cluster(G)
-    opened(cluster, FakeClient(G))
-    core, effects = restarted(*cluster.logs[0].groups[:1])
-    assert kinds(effects) == [Append]
-    before = FakeLog(1)
-    appended, ahead = before.append(effects[0].payloads), before.say(b"said before the disk was restored")
-    assert core.handle(GroupReceived(appended)) == [], "what it just said may come back before it is told"
-    core.handle(Appended(appended))
-    assert kinds(core.handle(GroupReceived(ahead))) == [Halt]
+    core, effects = mute_at_first()
+    appended, ahead = ahead_of(core, effects)
+    assert core.handle(GroupReceived(appended.group)) == [], "what it just said may come back before it is told"
+    core.handle(appended)
+    assert core.halted is None
+    assert kinds(core.handle(ahead)) == [Halt]
+    assert "a peer holds entry 3 of this replica's own log, which ends at 2 here" in str(core.halted)
+    assert "its trusted state was rolled back" in str(core.halted)
+
+
+def test_a_rollback_that_shows_while_something_is_appended_is_not_missed():
+    core, effects = mute_at_first()
+    appended, ahead = ahead_of(core, effects)
+    assert core.handle(ahead) == [], "it cannot tell yet"
+    assert kinds(core.handle(appended)) == [Halt]
     assert "rolled back" in str(core.halted)
+
+
+def test_a_rollback_that_shows_before_the_first_word_forbids_it():
+    log = own_log(Suspect(0))
+    core = make_core(G, 1, live=False)
+    core.handle(GroupReceived(log.groups[0]))
+    core.handle(Recovered(log.last, log.head))
+    effects = core.handle(GroupReceived(log.say(ViewChange(1))), PeerHolds(0, 1, 1, 1))
+    assert kinds(effects) == [Taken, Halt]
+    assert "entry 2 of this replica's own log exists, and its trusted log ends at 1" in str(core.halted)
+    assert not core.is_live
+
+
+def test_a_trusted_log_that_does_not_fit_the_store_halts():
+    core, effects = restarted(own_log(Suspect(0)))
+    assert kinds(effects) == []
+    assert core.is_live
+    stored, trusted = own_log(Suspect(0)), own_log(ViewChange(1))
+    core = make_core(G, 1, live=False)
+    core.handle(GroupReceived(stored.groups[0]))
+    assert kinds(come_home(core, trusted)) == [Halt]
+    assert "differ at entry 1" in str(core.halted)
+
+
+def test_two_histories_of_the_own_log_halt():
+    """The disk was restored, and something else was said since then."""
+    core = make_core(G, 1, live=False)
+    core.handle(GroupReceived(own_log(Suspect(0)).groups[0]))
+    effects = core.handle(GroupReceived(own_log(ViewChange(1)).groups[0]))
+    assert kinds(effects) == [Forked, Halt]
+    assert "two attestations contradict each other" in str(core.halted)
 
 
 def test_own_groups_from_peers_are_no_news_otherwise():

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from replica.apps import kv
 from replica.core.entries import PrePrepare
 from replica.core.envelope import OperationsReply
-from replica.core.events import Executed, Fetch, GroupReceived, Send, Tick, VerifiedGroup
+from replica.core.events import Executed, Fetch, GroupReceived, Send, Tick
 from replica.core.genesis import Genesis, Ordering
+from replica.core.group import VerifiedGroup
 from replica.core.inbox import EARLY_GROUPS_MAX
 from tests.replica.core.harness import Cluster, FakeClient, FakeLog, make_core, make_genesis, opened
 from tests.replica.core.support import Lone, examples, junk_batch
@@ -158,10 +159,11 @@ def test_a_cause_that_is_missing_is_asked_of_whoever_named_it():
     assert lone.core.read(3) == 0
     assert lone.core.waiting_for(3) == "the proposal for slot 1 in view 0"
     assert not [e for e in lone.tick(100) if isinstance(e, Fetch)], "it may still be on its way"
-    asked = [e for _ in range(60) for e in lone.tick(50) if isinstance(e, Fetch)]
-    assert asked[0] == Fetch(log=0, first=1, ask=3), "its voter has it"
-    assert {fetch.ask for fetch in asked} == {0, 1, 2, 3}, "all others in turn, itself never"
-    assert len(asked) <= 6, "a wait that lasts is asked for less and less"
+    asked = [(lone.now, e) for _ in range(120) for e in lone.tick(50) if isinstance(e, Fetch)]
+    assert asked[0] == (150, Fetch(log=0, first=1, ask=3)), "its voter has it"
+    assert [fetch.ask for _, fetch in asked[:8]] == [3, 0, 1, 2] * 2, "all others in turn, itself never"
+    pauses = [later - sooner for (sooner, _), (later, _) in itertools.pairwise(asked)]
+    assert pauses == [150] * 4 + [300] * 4 + [600] * 4 + [1200], "all were asked: then half as often"
     lone.handle(GroupReceived(groups[0]))
     assert lone.core.waiting_for(3) is None
     assert lone.core.read(3) == 1
@@ -265,3 +267,25 @@ def test_f_plus_one_silent_replicas_stop_everything_and_hurt_nothing(f: int, ord
     cluster.settle(5)
     cluster.check()
     assert all(cluster.history(replica) == [] for replica in cluster.cores)
+
+
+@in_every_cluster
+def test_much_at_once_is_worked_off_in_portions_and_comes_to_the_same(f: int, ordering: Ordering):
+    genesis, groups, history = fixed_run(f, ordering)
+    core, whole = make_core(genesis, genesis.n - 1, live=False), make_core(genesis, genesis.n - 1, live=False)
+    core.work_max = 3
+    effects = core.handle(*map(GroupReceived, groups))
+    calls = 0
+    while core.has_more:
+        read, executed = sum(map(core.read, range(genesis.n))), core.executed
+        effects += core.handle()
+        calls += 1
+        # An entry, or the operations of one batch, may go beyond what is left.
+        assert sum(map(core.read, range(genesis.n))) - read <= 3
+        assert core.executed - executed <= 3
+    assert calls > 10
+    expected = whole.handle(*map(GroupReceived, groups))
+    assert [(e.slot, e.batch.digest) for e in effects if isinstance(e, Executed)] == history
+    assert [e for e in effects if isinstance(e, Executed)] == [e for e in expected if isinstance(e, Executed)]
+    assert core.executor.roots() == whole.executor.roots()
+    assert [*map(core.read, range(genesis.n))] == [*map(whole.read, range(genesis.n))]

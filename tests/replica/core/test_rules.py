@@ -13,16 +13,24 @@ from replica.core.entries import (
     Checkpoint,
     Commit,
     Entry,
+    EpochMark,
     NewView,
     Prepare,
     PrePrepare,
     Reference,
+    SlotResult,
     Suspect,
     ViewChange,
+    decode_entry,
 )
-from replica.core.logstate import Departure
-from replica.core.rules import Reading, Violation, judge
+from replica.core.layout import LayoutError
+from replica.core.logstate import Departure, initial_states
+from replica.core.rules import Reading, Violation, Wait, judge
+from tests.replica.core.harness import make_genesis
 from tests.replica.core.rules_world import LATER, D, World
+from trustlog.statements import CLOSE_PAYLOAD, open_payload
+
+GENESIS = make_genesis()
 
 BREACHES: list[tuple[str, str, Callable[[World], tuple[int, Entry]]]] = []
 
@@ -177,6 +185,19 @@ def _(w: World):
     return w.backup, Checkpoint(6, D)
 
 
+@breach("result-beyond-window", "of a slot that its author cannot have executed yet")
+def _(w: World):
+    w.executed = w.base + 9
+    return w.backup, SlotResult(w.base + 9, 1, D)
+
+
+@breach("too-many-results", "more than a window of them without a checkpoint")
+def _(w: World):
+    w.executed = w.base + 8
+    w.say(w.backup, *[SlotResult(w.base + 1, 1, D)] * 8)
+    return w.backup, SlotResult(w.base + 2, 1, D)
+
+
 @breach("checkpoint-backwards", "the same checkpoint twice")
 def _(w: World):
     w.executed = 8
@@ -281,4 +302,38 @@ def test_every_rule_has_a_case():
 
 
 def test_every_kind_of_entry_is_judged():
-    assert rules._JUDGES.keys() == {PrePrepare, Prepare, Commit, Checkpoint, Suspect, ViewChange, NewView}
+    kinds = {PrePrepare, Prepare, Commit, Checkpoint, Suspect, ViewChange, NewView, SlotResult, EpochMark}
+    assert rules._JUDGES.keys() == kinds
+
+
+def test_results_order_nothing_and_wait_for_their_slots():
+    w = World(0)
+    entry = SlotResult(5, 2, D)
+    assert isinstance(w.judge(w.backup, entry), Wait), "its slot is not executed here"
+    w.executed = 5
+    before = w.states[w.backup].copy()
+    w.say(w.backup, entry, entry)
+    after = w.states[w.backup]
+    assert (after.position, after.results) == (before.position + 2, 2)
+    before.position, before.results = after.position, after.results
+    assert after == before
+    w.executed = 8
+    w.say(w.backup, *[entry] * 6, Checkpoint(4, D), *[SlotResult(8, 1, D)] * 8)
+    assert after.results == 8
+
+
+def test_marks_of_a_trusted_logs_epochs_order_nothing():
+    """CLOSE and OPEN: read, counted as entries, and nothing else; where they may stand is judged with the heads."""
+    for payload in (CLOSE_PAYLOAD, open_payload(7, bytes(32))):
+        entry = decode_entry(payload, GENESIS, GENESIS.cluster_id())
+        assert entry == EpochMark(payload)
+        assert entry.encode() == payload
+        state = initial_states(3)[1]
+        before = state.copy()
+        assert judge(state, entry, Reading(GENESIS, initial_states(3), 0, 0)) is None
+        rules.apply_entry(state, entry)
+        before.position += 1
+        assert state == before
+    for payload in (b"\x08", CLOSE_PAYLOAD + b"x", b"\x09" + bytes(56)):
+        with pytest.raises(LayoutError):
+            decode_entry(payload, GENESIS, GENESIS.cluster_id())

@@ -10,11 +10,16 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from replica.core.state import BUCKETS, EMPTY, KEY_BYTES_MAX, VALUE_BYTES_MAX, BucketedMap
+from replica.core import state as state_module
+from replica.core.state import BucketedMap
+from replica.core.tree import BUCKETS, EMPTY, KEY_BYTES_MAX, VALUE_BYTES_MAX, bucket_of
+from tests.replica.core import state_bench
 from tests.replica.core.support import examples
 
-# Few keys, so that the same ones are met again; some share a bucket (searched below).
-keys = st.sampled_from([b"a", b"ab", b"abc", b"b", b"\x00", b"\xff", b"\xff\xff", b"k" * 40])
+# Few keys, so that the same ones are met again; the last three share a bucket.
+KEYS = [b"a", b"ab", b"abc", b"b", b"\x00", b"\xff", b"\xff\xff", b"k" * 40, b"0", b"16873", b"83274"]
+KNOWN_BUCKETS = sorted({bucket_of(key) for key in KEYS})
+keys = st.sampled_from(KEYS)
 values = st.sampled_from([b"", b"1", b"v" * 50])
 
 
@@ -54,6 +59,8 @@ class AgainstDictionary(RuleBasedStateMachine):
         self.map = BucketedMap()
         self.committed: dict[bytes, bytes] = {}
         self.model: dict[bytes, bytes] = {}
+        self.digested: dict[bytes, bytes] = {}
+        self.stored: dict[bytes, bytes] = {}
         self.map.begin()
 
     @rule(key=keys, value=values)
@@ -91,6 +98,49 @@ class AgainstDictionary(RuleBasedStateMachine):
         root = self.map.root()
         assert root == fresh(self.committed, seed).root()
         assert root == self.map.root()
+        self.digested = dict(self.committed)
+
+    @precondition(lambda self: self.model == self.committed)
+    @rule()
+    def take_changes(self) -> None:
+        self.map.commit()
+        changes = self.map.take_changes()
+        assert len(dict(changes)) == len(changes)
+        for key, value in changes:
+            if value is None:
+                self.stored.pop(key, None)
+            else:
+                self.stored[key] = value
+        assert self.stored == self.committed
+        assert self.map.take_changes() == []
+
+    @precondition(lambda self: self.model == self.committed)
+    @rule()
+    def go_on_from_a_frozen_view(self) -> None:
+        self.map.commit()
+        frozen, old = self.map.frozen(), self.map
+        before = dict(frozen.items())
+        old.put(b"a", b"only in the old one")
+        old.delete(b"ab")
+        old.commit()
+        old.root()
+        assert dict(frozen.items()) == before == self.committed
+        self.map = BucketedMap.thawed(frozen)
+        assert self.map.take_changes() == []
+        self.stored = dict(self.committed)
+        self.digested = dict(self.committed)
+
+    @invariant()
+    def shows_what_was_digested(self) -> None:
+        if not hasattr(self, "map"):
+            return
+        twin = fresh(self.digested)
+        twin.root()
+        assert self.map.nodes() == twin.nodes()
+        assert self.map.count() == len(self.digested)
+        for number in KNOWN_BUCKETS:
+            assert self.map.bucket(number) == twin.bucket(number)
+            assert self.map.bucket_digests(number // 256) == twin.bucket_digests(number // 256)
 
     @invariant()
     def holds_the_same(self) -> None:
@@ -150,6 +200,62 @@ def test_keys_of_one_bucket_come_and_go():
         filled.commit()
         assert filled.root() == full
     assert len(filled._bucket_digests) == 1
+
+
+def test_a_map_made_of_its_items_is_the_same_and_has_no_changes():
+    content = {b"key %d" % i: b"value %d" % (i * i) for i in range(300)}
+    made = BucketedMap(reversed(list(content.items())))
+    assert made.nodes() == fresh_digested(content).nodes()
+    assert made.count() == 300
+    assert made.root() == digest_by_hand(content)
+    assert list(made.scan()) == sorted(content.items())
+    assert made.take_changes() == []
+    made.check()
+
+
+def fresh_digested(content: dict[bytes, bytes]) -> BucketedMap:
+    filled = fresh(content)
+    filled.root()
+    return filled
+
+
+def test_what_may_not_be_asked_while_an_operation_runs():
+    filled = fresh_digested({b"a": b"1"})
+    filled.begin()
+    filled.put(b"a", b"2")
+    for ask in (filled.root, filled.take_changes, filled.frozen, filled.settle):
+        with pytest.raises(RuntimeError, match="an operation is running"):
+            ask()
+    filled.commit()
+    assert dict(filled.take_changes()) == {b"a": b"2"}
+
+
+def test_settling_before_leaves_the_same_root_and_less_to_do(monkeypatch):
+    monkeypatch.setattr(state_module, "SETTLED_AT_ONCE", 10)
+    settled, plain = BucketedMap(), BucketedMap()
+    for number in range(95):
+        for one in (settled, plain):
+            one.begin()
+            one.put(b"key %d" % (number % 60), b"%d" % number)
+            if number % 7 == 0:
+                one.delete(b"key %d" % (number // 2))
+            one.commit()
+        settled.settle()
+        settled.check()
+        assert len(settled._touched) < 10 + 2
+    assert len(plain._touched) == 60
+    assert settled.root() == plain.root()
+    assert settled.frozen() == plain.frozen()
+
+
+def test_a_large_map_is_sorted_bit_by_bit(monkeypatch):
+    monkeypatch.setattr(state_module, "SORTED_AT_ONCE", 7)
+    for count in (0, 1, 7, 8, 100, 113):
+        content = {b"key %d" % (i * 7919 % 1000): b"v%d" % i for i in range(count)}
+        made = BucketedMap.thawed(BucketedMap(content.items()).frozen())
+        made.check()
+        assert list(made.scan()) == sorted(content.items())
+        assert made.root() == digest_by_hand(content)
 
 
 def test_every_change_changes_the_digest_and_undoing_it_restores_it():
@@ -245,5 +351,53 @@ def test_broken_invariants_are_named():
     filled._buckets[7] = []
     with pytest.raises(RuntimeError, match="invariant 2"):
         filled.check()
+    del filled._buckets[7]
+    filled._bucket_digests[3] = bytearray(8192)
+    with pytest.raises(RuntimeError, match="invariant 3"):
+        filled.check()
     assert len(EMPTY) == 32
     assert BUCKETS == 65536
+
+
+def test_the_benchmark_runs(capsys: pytest.CaptureFixture[str]):
+    state_bench.main(["--keys", "300"])
+    assert "fetching everything" in capsys.readouterr().out
+
+
+def in_bucket_of(key: bytes, count: int) -> list[bytes]:
+    """Further keys that fall into the bucket of `key`: anybody can find them."""
+    found: list[bytes] = []
+    number = 0
+    while len(found) < count:
+        other = b"%d" % number
+        if bucket_of(other) == bucket_of(key):
+            found.append(other)
+        number += 1
+    return found
+
+
+def test_a_bucket_takes_no_more_than_its_limit_whatever_was_done_before(monkeypatch):
+    monkeypatch.setattr(state_module, "CONTENT_BYTES_MAX", 300)
+    first, second, third = in_bucket_of(b"a", 3)
+    full = BucketedMap()
+    full.begin()
+    full.put(first, bytes(100))
+    full.put(second, bytes(100))
+    full.commit()
+    full.begin()
+    with pytest.raises(ValueError, match="share a bucket"):
+        full.put(third, bytes(100))
+    full.rollback()
+    full.check()
+    # What replaces or follows something smaller fits, and a map made from the content judges alike.
+    for judged in (full, BucketedMap(full.scan()), BucketedMap.thawed(full.frozen())):
+        judged.begin()
+        judged.put(first, bytes(120))
+        judged.delete(second)
+        judged.put(third, bytes(100))
+        judged.rollback()
+        judged.check()
+        judged.begin()
+        with pytest.raises(ValueError, match="share a bucket"):
+            judged.put(third, bytes(100))
+        judged.rollback()

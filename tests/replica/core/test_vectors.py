@@ -12,6 +12,7 @@ import pytest
 from replica.apps import kv
 from replica.core import entries as e
 from replica.core.batch import NULL_BATCH, decode_batch, encode_batch
+from replica.core.checkpoint import Header, decode_header, encode_certificate
 from replica.core.entries import Reference, decode_entry
 from replica.core.envelope import (
     Open,
@@ -29,6 +30,8 @@ from replica.core.envelope import (
 )
 from replica.core.genesis import Genesis, Limits, Member, Ordering
 from replica.core.group import decode_group, encode_group, encode_payloads
+from replica.core.logstate import Departure, LogState, Opening
+from replica.core.proof import EntryProof, decode_proof
 from tests.replica.core.support import REWRITE, block, text
 from trustlog import Attestation
 
@@ -80,6 +83,18 @@ BATCH = batch_by_hand(1_700_000_000_123, (), (OPEN, OPERATIONS))
 CUT_BATCH = batch_by_hand(5, (10, 0, 2**64 - 1), ())
 DIGEST = hashlib.sha256(b"trustlog/batch\0\0" + BATCH).digest()
 STATEMENT = bytes(i % 251 for i in range(170))
+SAID = u8(4) + u64(1024) + DIGEST
+OTHERS = (hashlib.sha256(b"before").digest(), hashlib.sha256(b"after").digest())
+PROOF = (
+    STATEMENT
+    + SIGNATURE
+    + u16(3)
+    + OTHERS[0]
+    + hashlib.sha256(b"\0" + SAID).digest()
+    + OTHERS[1]
+    + u16(1)
+    + block(SAID)
+)
 
 
 def by_hand() -> dict[str, str]:
@@ -100,6 +115,7 @@ def by_hand() -> dict[str, str]:
         "PREPARE": u8(2) + u64(258) + u64(3) + DIGEST,
         "COMMIT": u8(3) + u64(258) + u64(3) + DIGEST,
         "CHECKPOINT": u8(4) + u64(1024) + DIGEST,
+        "RESULT": u8(10) + u64(258) + u32(3) + DIGEST,
         "SUSPECT": u8(5) + u64(258),
         "VIEW-CHANGE": u8(6) + u64(259),
         "NEW-VIEW": u8(7) + u64(259) + u16(2) + u16(2) + u64(77) + u16(0) + u64(2**64 - 1),
@@ -107,6 +123,17 @@ def by_hand() -> dict[str, str]:
         "reply to operations": u8(1) + u64(3) + u32(2) + u64(7) + u16(2)
         + u8(0) + u64(9) + block(b"value") + u8(4) + u64(0) + block(b""),
         "reply to an opening": u8(2) + bytes(range(16)) + u8(5) + u64(0) + u32(0),
+        "log state": u16(2) + u64(77) + u64(5) + u8(1) + u64(9) + u64(0) + u64(8) + u64(12)
+        + u32(2) + u64(2) + u64(4) + u64(6) + u64(5) + u64(8) + u64(10)
+        + u32(1) + u64(5) + u64(70) + u64(8) + u64(10)
+        + u32(3) + u64(9) + u64(2) + DIGEST + u64(9) + u64(5) + OTHERS[0] + u64(12) + u64(0) + DIGEST
+        + u32(1) + u64(9) + u64(2) + DIGEST,
+        "empty log state": u16(1) + bytes(8 + 8 + 1 + 4 * 8 + 4 * 4),
+        "log state with RESULTs": u16(1) + bytes(8 + 8 + 1 + 4 * 8 + 4 * 4) + u64(258),
+        "checkpoint header": b"trustlog/state\0\2" + u64(1024) + u64(1_700_000_000_123) + OTHERS[0] + OTHERS[1]
+        + u16(2) + u64(77) + DIGEST + OTHERS[0] + u64(2**64 - 1) + OTHERS[1] + DIGEST,
+        "entry proof": PROOF,
+        "certificate": u16(2) + u16(0) + block(PROOF) + u16(258) + block(PROOF),
     }  # fmt: skip
     key = u16(3) + b"key"
     vectors |= {
@@ -154,10 +181,28 @@ ENTRIES = {
     "PREPARE": e.Prepare(258, 3, DIGEST),
     "COMMIT": e.Commit(258, 3, DIGEST),
     "CHECKPOINT": e.Checkpoint(1024, DIGEST),
+    "RESULT": e.SlotResult(258, 3, DIGEST),
     "SUSPECT": e.Suspect(258),
     "VIEW-CHANGE": e.ViewChange(259),
     "NEW-VIEW": e.NewView(259, (Reference(2, 77), Reference(0, 2**64 - 1))),
 }
+LOG_STATE = LogState(
+    author=2,
+    position=77,
+    view=5,
+    suspected=True,
+    last_vote=9,
+    last_checkpoint=8,
+    top=12,
+    opened={5: Opening(8, 10), 2: Opening(4, 6)},
+    view_change_at={5: Departure(70, 8, 10)},
+    votes={12: {0: DIGEST}, 9: {5: OTHERS[0], 2: DIGEST}},
+    commits={9: {2: DIGEST}},
+)
+HEADER = Header(1024, 1_700_000_000_123, *OTHERS, (77, 2**64 - 1), (DIGEST, OTHERS[1]), (OTHERS[0], DIGEST))
+SHOWN = EntryProof(
+    Attestation(STATEMENT, SIGNATURE), (OTHERS[0], hashlib.sha256(b"\0" + SAID).digest(), OTHERS[1]), 1, SAID
+)
 ENCODED = {
     "genesis": G.encode(),
     "cluster id": G.cluster_id(),
@@ -173,6 +218,12 @@ ENCODED = {
     "group": encode_group(Attestation(STATEMENT, SIGNATURE), encode_payloads((b"first", b"", b"\xff" * 300))),
     "reply to operations": encode_operations_reply(SESSION, 7, RESULTS),
     "reply to an opening": encode_open_reply(VOID),
+    "log state": LOG_STATE.encode(),
+    "empty log state": LogState(1).encode(),
+    "log state with RESULTs": LogState(1, results=258).encode(),
+    "checkpoint header": HEADER.encode(),
+    "entry proof": SHOWN.encode(),
+    "certificate": encode_certificate({258: SHOWN, 0: SHOWN}),
     "kv PUT": kv.put(b"key", b"value"),
     "kv GET": kv.get(b"key"),
     "kv DELETE": kv.delete(b"key"),
@@ -240,6 +291,14 @@ def test_groups_and_replies_decode_to_what_was_encoded():
     assert decode_reply(vector("reply to an opening"), G.limits) == VOID
 
 
+def test_what_checkpoints_are_made_of_decodes_to_what_was_encoded():
+    assert LogState.decode(vector("log state")) == LOG_STATE
+    assert LogState.decode(vector("empty log state")) == LogState(1)
+    assert decode_header(vector("checkpoint header"), 2) == HEADER
+    assert HEADER.digest == hashlib.sha256(vector("checkpoint header")).digest()
+    assert decode_proof(vector("entry proof")) == SHOWN
+
+
 def test_results_of_the_key_value_store_are_read_as_documented():
     assert kv.read_value(vector("kv result GET none")) is None
     assert kv.read_value(vector("kv result GET value")) == b"value"
@@ -254,5 +313,6 @@ def test_statuses_and_kinds_have_their_numbers():
     assert [s.value for s in Status] == list(range(len(Status)))
     assert [Status.OK, Status.ERROR, Status.EXPIRED, Status.OUT_OF_WINDOW] == [0, 1, 2, 3]
     assert [Status.FORGOTTEN, Status.VOID, Status.BUSY] == [4, 5, 6]
-    assert [k.value for k in kv.Code] == [1, 2, 3, 4, 5, 6]
+    assert [k.value for k in kv.Code] == list(range(1, 19))
+    assert [k.name for k in kv.Code][:6] == ["PUT", "GET", "DELETE", "CAS", "INCR", "SCAN"]
     assert [o.label for o in Ordering] == ["two-phase", "three-phase"]

@@ -5,8 +5,7 @@ import sqlite3
 import threading
 from dataclasses import dataclass, field
 
-from replica.core.events import VerifiedGroup
-from replica.core.group import encode_group, encode_payloads
+from replica.core.group import VerifiedGroup, encode_group, encode_payloads
 from replica.shell.outbox import Outbox, ReleasedGroup
 from replica.shell.store import Store
 from tests.support.waiting import until

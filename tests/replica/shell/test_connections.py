@@ -155,6 +155,42 @@ async def test_an_end_that_does_not_hold_back_always_reads():
 
 
 @on_loop
+async def test_an_end_that_takes_turns_waits_for_others_and_not_for_its_answers():
+    pipe = Pipe(full_above=100)
+    connection = Answering(pipe, answer=bytes(300), holds_back=False)
+    connection.takes_turns = True
+    connection.data_received(pings(3 * frames.TURN_MESSAGES_MAX))
+    assert len(connection.handled) == frames.TURN_MESSAGES_MAX
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert len(connection.handled) == 3 * frames.TURN_MESSAGES_MAX
+    assert pipe.reading
+
+
+@on_loop
+async def test_one_that_is_held_reads_nothing_until_it_may():
+    pipe = Pipe()
+    connection = Answering(pipe, holds_back=False)
+    connection.takes_turns = True
+    connection.hold(pause=True)
+    assert not pipe.reading
+    connection.data_received(pings(3))  # what was on its way already
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not connection.handled
+    connection.hold(pause=False)
+    assert pipe.reading
+    assert connection.handled == [0, 1, 2]
+    # Also in a pause between two turns, which would end by itself.
+    connection.data_received(pings(2 * frames.TURN_MESSAGES_MAX))
+    connection.hold(pause=True)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not pipe.reading
+    assert len(connection.handled) == frames.TURN_MESSAGES_MAX + 3
+
+
+@on_loop
 async def test_what_waits_within_one_turn_is_bounded(monkeypatch):
     monkeypatch.setattr(frames, "WRITE_BUFFER_MAX", 10_000)
     pipe = Pipe()
@@ -330,6 +366,31 @@ async def test_a_flood_of_large_answers_leaves_room_for_others(tmp_path, monkeyp
                 if connection.transport is not None:
                     largest = max(largest, connection.transport.get_write_buffer_size() + connection._to_send_bytes)
             assert 0 < largest < 4 * 1024 * 1024
+
+
+@on_loop
+async def test_stale_reads_of_one_connection_are_done_one_a_turn(tmp_path, monkeypatch):
+    async with small(tmp_path, monkeypatch) as (cluster, _), Wire(cluster) as wire:
+        await wire.hello(ClientKey.generate())
+        executor = cluster.nodes[0].core.executor
+        peek, loop = executor.peek, asyncio.get_running_loop()
+        done, in_this_turn, most = 0, 0, 0
+
+        def turn_ends():
+            nonlocal in_this_turn
+            in_this_turn = 0
+
+        def counted(operation):
+            nonlocal done, in_this_turn, most
+            loop.call_soon(turn_ends)
+            done, in_this_turn = done + 1, in_this_turn + 1
+            most = max(most, in_this_turn)
+            return peek(operation)
+
+        monkeypatch.setattr(executor, "peek", counted)
+        wire.write(b"".join(encode_frame(StaleRead(number, kv.get(b"k"))) for number in range(200)))
+        await until(lambda: done == 200, "every stale read is answered")
+        assert most == 1
 
 
 def test_a_body_is_one_message_exactly():

@@ -3,6 +3,7 @@
 import asyncio
 import sqlite3
 
+from replica.core.events import Tick
 from replica.core.group import decode_group
 from replica.wire.frames import MessageProtocol
 from replica.wire.messages import GroupMessage, decode_message
@@ -60,6 +61,7 @@ class Watch:
 
 async def load(cluster, watches) -> int:
     """Run a little load and return how many groups of their own the watched nodes sent."""
+    await cluster.wait_ready()
     sent = 0
     real = MessageProtocol.send_frame
     limits = cluster.cluster.genesis.limits
@@ -119,3 +121,28 @@ async def test_the_watch_sees_a_group_that_is_sent_before_it_is_attested(tmp_pat
         watches[0].node.trusted_log.append = real
         await load(cluster, watches)
         assert any("was sent, attested is 0" in text for text in watches[0].wrong)
+
+
+@on_loop
+async def test_one_drain_of_the_events_a_turn_also_while_work_is_left(tmp_path):
+    """Otherwise every event that comes meanwhile begins another chain of drains, and timers wait for all of them."""
+    async with Nodes(tmp_path / "c") as cluster:
+        cluster.start(0)
+        node = cluster.nodes[0]
+        turns = calls = 0
+        handle = node.core.handle
+
+        def busy(*events):
+            nonlocal calls
+            calls += 1
+            effects = handle(*events)
+            node.core.has_more = turns < 30
+            return effects
+
+        node.core.handle = busy
+        for turns in range(1, 31):
+            node.post(Tick(turns, 0))
+            await asyncio.sleep(0)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert 25 <= calls <= 40

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import sqlite3
+import threading
 
 import pytest
 
@@ -104,6 +105,24 @@ async def test_one_group_at_a_time(tmp_path):
             bench.outbox.append((b"two",))
         await until(lambda: bench.released, "the first")
         check_order(bench.steps)
+
+
+@on_loop
+async def test_what_arrives_during_an_append_is_stored_although_nothing_is_said_afterwards(tmp_path, monkeypatch):
+    """Its time to be stored comes while the append is still under way."""
+    monkeypatch.setattr(outbox_module, "STORE_AFTER_S", 0.0)
+    async with Bench(tmp_path) as bench:
+        goes_on, timer_came = threading.Event(), []
+        real = bench.log.append
+        bench.log.append = lambda *args, **kwargs: goes_on.wait(10) and real(*args, **kwargs)
+        start = bench.outbox._start
+        bench.outbox._start = lambda: (timer_came.append(bench.outbox._work is not None), start())
+        bench.append(b"one")
+        bench.receive(1, b"meanwhile")
+        await until(lambda: timer_came[-1], "the time to store it, too early")
+        goes_on.set()
+        await until(lambda: (1, 1) in bench.store.visible(), "what arrived is stored")
+        assert len(bench.released) == 1
 
 
 @on_loop

@@ -1,0 +1,63 @@
+"""`trustlog-replica doctor`: looks for what is wrong with a replica, and says what to do about it."""
+
+import datetime as dt
+from pathlib import Path
+
+import click
+import uvloop
+from rich.console import Group
+from rich.text import Text
+
+from replica.cli.options import FOLDER
+from replica.cli.status import DEADLINE
+from replica.operations.doctor_folder import examine_folder
+from replica.operations.doctor_network import examine_network
+from replica.operations.findings import Finding, Severity, count
+from trustlog.cli.contract import Exit, Output, example, output_option, printable
+
+_STYLES = {Severity.OK: "green", Severity.WARNING: "yellow", Severity.PROBLEM: "bold red"}
+
+
+@click.command(
+    "doctor",
+    short_help="Find what is wrong with a replica, and what to do.",
+    epilog=example(
+        "trustlog-replica doctor my-cluster/replica-0", "trustlog-replica doctor my-cluster/replica-0 -o json"
+    ),
+)
+@FOLDER
+@click.option("--offline", is_flag=True, help="Look at the folder only; ask nobody.")
+@DEADLINE
+@output_option
+def doctor_command(*, folder: Path, offline: bool, deadline: float, output: Output) -> Exit:
+    """Examine the replica of this folder, on its machine, running or not; nothing is changed.
+
+    Files and modes, keys against cluster.toml, certificates' expiry, databases, disk, ports, whether every peer is
+    reached and has the same cluster.toml, clocks, and what the replicas think of each other. Every finding comes with
+    a remedy. Exit 0: no problem (warnings may be there); exit 1: at least one problem.
+
+    With -o plain, each finding is a line of five fields with tabs between them: ok, warning or problem; the check; its
+    subject; what was found; what to do.
+    """
+    findings, home = examine_folder(folder, dt.datetime.now(dt.UTC))
+    if home is not None and not offline:
+        findings += uvloop.run(examine_network(home, deadline))
+    problems, warnings = count(findings, Severity.PROBLEM), count(findings, Severity.WARNING)
+    data = {"problems": problems, "warnings": warnings, "findings": [one.as_data() for one in findings]}
+    if output.format == "plain":
+        for one in findings:
+            fields = (one.severity.label, one.check, one.subject, one.text, one.remedy)
+            click.echo("\t".join(map(printable, fields)))
+    else:
+        summary = f"{len(findings)} checks: {problems} problems, {warnings} warnings"
+        output.result(data, "", Group(*map(_line, findings), Text(summary, style="bold")))
+    return Exit.NEGATIVE if problems else Exit.OK
+
+
+def _line(finding: Finding) -> Text:
+    remedy = f" → {finding.remedy}" if finding.remedy else ""
+    return Text.assemble(
+        (f"{finding.severity.label:8}", _STYLES[finding.severity]),
+        printable(f"{finding.subject}: {finding.text}"),
+        (printable(remedy), "italic"),
+    )

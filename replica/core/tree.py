@@ -1,0 +1,82 @@
+"""The digest tree over a map of byte strings: its arithmetic, and the content of a bucket. No state.
+
+`replica.core.state` says how buckets, nodes and the root are digested. What a bucket's digest covers, behind the tag
+byte, is the bucket's *content*: for each key in byte order u32 length, key, u32 length, value. It travels as it is
+hashed, and is never encoded in a second way.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+from replica.core.layout import DIGEST_SIZE, U32, U64, LayoutError, Reader
+
+BUCKETS = 65536
+NODE_FANOUT = 256
+NODES = BUCKETS // NODE_FANOUT
+EMPTY = bytes(DIGEST_SIZE)
+KEY_BYTES_MAX = 4096
+VALUE_BYTES_MAX = 1024 * 1024
+ITEM_PARTS = 4
+
+_EMPTY_NODE = EMPTY * NODE_FANOUT
+# Keys and most values share these instead of having a length of their own each.
+_LENGTHS = tuple(U32.pack(size) for size in range(KEY_BYTES_MAX + 1))
+
+
+def bucket_of(key: bytes) -> int:
+    """Return the number of the bucket that `key` belongs to."""
+    return int.from_bytes(hashlib.sha256(key).digest()[:2], "big")
+
+
+def bucket_digest(content: bytes) -> bytes:
+    """Return the digest of a bucket with this content; EMPTY for an empty one."""
+    return hashlib.sha256(b"\x20" + content).digest() if content else EMPTY
+
+
+def node_digest(digests: bytes | bytearray) -> bytes:
+    """Return the digest of a node from its 256 bucket digests, joined; EMPTY if all of them are."""
+    return EMPTY if digests == _EMPTY_NODE else hashlib.sha256(b"\x21" + digests).digest()
+
+
+def root_digest(nodes: Sequence[bytes], count: int) -> bytes:
+    """Return the digest of a whole map from its 256 node digests and its number of keys."""
+    return hashlib.sha256(b"\x22" + b"".join(nodes) + U64.pack(count)).digest()
+
+
+def split_digests(joined: bytes | bytearray) -> tuple[bytes, ...]:
+    """Return the 256 digests that `joined` consists of; LayoutError for another number."""
+    if len(joined) != NODE_FANOUT * DIGEST_SIZE:
+        raise LayoutError(f"{len(joined)} bytes are not {NODE_FANOUT} digests")
+    return tuple(bytes(joined[at : at + DIGEST_SIZE]) for at in range(0, len(joined), DIGEST_SIZE))
+
+
+def item_parts(key: bytes, value: bytes) -> tuple[bytes, bytes, bytes, bytes]:
+    """Return the ITEM_PARTS byte strings that stand for one key in the content of its bucket."""
+    size = len(value)
+    return _LENGTHS[len(key)], key, _LENGTHS[size] if size <= KEY_BYTES_MAX else U32.pack(size), value
+
+
+def encode_bucket(items: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Return the content of a bucket with these keys and values, which must be in byte order of the keys."""
+    return b"".join(part for key, value in items for part in item_parts(key, value))
+
+
+def decode_bucket(number: int, content: bytes, value_bytes_max: int) -> list[tuple[bytes, bytes]]:
+    """Return the keys and values of bucket `number` in byte order.
+
+    LayoutError unless every key has 1 to KEY_BYTES_MAX bytes, belongs to this bucket and is above the one before,
+    every value has at most `value_bytes_max` bytes, and nothing is left over.
+    """
+    reader = Reader(content)
+    items = []
+    before = b""
+    while reader.left():
+        key = reader.block(KEY_BYTES_MAX)
+        # The empty key is not above the empty string, so this refuses it too.
+        if key <= before:
+            raise LayoutError(f"bucket {number}: keys are empty, repeated or out of order")
+        if bucket_of(key) != number:
+            raise LayoutError(f"bucket {number} holds a key of bucket {bucket_of(key)}")
+        items.append((key, reader.block(value_bytes_max)))
+        before = key
+    return items

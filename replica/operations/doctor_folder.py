@@ -1,0 +1,255 @@
+"""Examining a replica's folder: its files, their modes, certificates, databases, and the disk below them.
+
+Nothing is changed, and nothing is opened that the running replica needs for itself. Each check stands for itself, so
+that one mistake does not hide the next; only what cannot be read at all ends the checks that build on it.
+"""
+
+import datetime as dt
+import os
+import resource
+import shlex
+import sqlite3
+import stat
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+
+from replica.cluster.clusterfile import ClusterFile
+from replica.cluster.environment import unknown_variables
+from replica.cluster.home import (
+    EVIDENCE_NAME,
+    LOG_NAME,
+    SETTINGS_NAME,
+    STATE_NAME,
+    STORE_NAME,
+    TLS_CERTIFICATE_NAME,
+    TLS_KEY_NAME,
+    ReplicaHome,
+    load_home,
+    load_settings,
+)
+from replica.cluster.strict_toml import ConfigError
+from replica.core.genesis import MIB
+from replica.operations.findings import Finding, fine, problem, warning
+from replica.shell.evidence import EvidenceFolder
+from replica.shell.sqlitefile import damaged_files
+from trustlog import BackendKind
+
+EXPIRES_SOON: Final = dt.timedelta(days=30)
+FREE_BYTES_LOW: Final = 1024 * MIB
+FREE_BYTES_LEAST: Final = 64 * MIB
+# The structure of larger files is left to `audit`, which shows how far it is.
+CHECKED_BYTES_MAX: Final = 1024 * MIB
+OPEN_FILES_LEAST: Final = 4096
+# Files below the folder that are nobody else's business, and the mode that they have at the most.
+_PRIVATE: Final = {
+    TLS_KEY_NAME: 0o600,
+    STORE_NAME: 0o600,
+    STATE_NAME: 0o600,
+    f"{LOG_NAME}/seal.key": 0o600,
+    f"{LOG_NAME}/log.state": 0o600,
+    f"{LOG_NAME}/store.sealed": 0o600,
+    EVIDENCE_NAME: 0o700,
+}
+
+
+def examine_folder(path: Path, now: dt.datetime) -> tuple[list[Finding], ReplicaHome | None]:
+    """Examine a folder; also return it as loaded, if it can be used."""
+    findings = list(_modes(path))
+    home = None
+    try:
+        home = load_home(path)
+    except ConfigError as error:
+        findings.append(_unusable(path, error))
+    else:
+        findings.append(fine("configuration", path, "settings, cluster.toml and keys fit together"))
+        findings += certificates(home.cluster, now)
+        findings += _trusted_log(home)
+        findings += _databases(home)
+        findings += _evidence(home)
+    findings += _disk(path)
+    findings += _limits()
+    findings += _environment()
+    return findings, home
+
+
+def certificates(cluster: ClusterFile, now: dt.datetime) -> Iterator[Finding]:
+    """Say of every certificate in cluster.toml whether it is valid; TLS refuses one that is not."""
+    for place in cluster.replicas:
+        certificate = x509.load_der_x509_certificate(place.certificate_der)
+        ends, begins = certificate.not_valid_after_utc, certificate.not_valid_before_utc
+        subject = f"replica {place.number}'s certificate"
+        remedy = (
+            f"make replica {place.number} a new certificate for its key, valid for longer, and put it into its tls.crt "
+            "and into cluster.toml, the same file everywhere"
+        )
+        if now > ends:
+            yield problem("certificate", subject, f"expired on {ends:%Y-%m-%d}", remedy)
+        elif now < begins:
+            yield problem(
+                "certificate", subject, f"is valid only from {begins:%Y-%m-%d} on", f"see the clock; or {remedy}"
+            )
+        elif ends - now < EXPIRES_SOON:
+            yield warning("certificate", subject, f"expires on {ends:%Y-%m-%d}", remedy)
+        else:
+            yield fine("certificate", subject, f"is valid until {ends:%Y-%m-%d}")
+
+
+def _unusable(path: Path, error: ConfigError) -> Finding:
+    try:
+        load_settings(path / SETTINGS_NAME)
+    except ConfigError:
+        return problem(
+            "configuration", path / SETTINGS_NAME, str(error), "mend that file; see: trustlog-replica config check"
+        )
+    return problem("configuration", path, str(error), "do what the text says, and run the doctor again")
+
+
+def _modes(path: Path) -> Iterator[Finding]:
+    if not path.is_dir():
+        yield problem("folder", path, "there is no such folder", "give the folder that init or keygen made")
+        return
+    mode, owner = path.stat().st_mode, path.stat().st_uid
+    if owner not in {os.geteuid(), 0} and os.geteuid() != 0:
+        yield warning("mode", path, f"belongs to user {owner}", f"run the doctor as that user: sudo -u '#{owner}' …")
+    bad = [(path, mode, 0o700)] if mode & 0o077 else []
+    for name, most in _PRIVATE.items():
+        file = path / name
+        try:
+            found = file.lstat().st_mode
+        except OSError:
+            continue  # not there, or not ours to see: what needs it says so
+        if stat.S_ISLNK(found):
+            yield warning("mode", file, "is a link; its target's mode counts", "put the file itself there")
+        elif stat.S_IMODE(found) & ~most:
+            bad.append((file, found, most))
+    for file, found, most in bad:
+        yield problem(
+            "mode",
+            file,
+            f"has mode {stat.S_IMODE(found):04o}: others may read it or change it",
+            f"if nobody can have copied or changed it: chmod {most:o} {shlex.quote(str(file))}; else make new keys",
+        )
+    for name in (SETTINGS_NAME, TLS_KEY_NAME, TLS_CERTIFICATE_NAME):
+        if (path / name).exists() and not os.access(path / name, os.R_OK):
+            yield problem(
+                "mode", path / name, "cannot be read by this user", "run as the replica's user, or give it the file"
+            )
+    if not bad:
+        yield fine("mode", path, "closed to other users")
+
+
+def _trusted_log(home: ReplicaHome) -> Iterator[Finding]:
+    settings = home.settings.trusted_log
+    if settings.socket is not None:
+        remedy = "start the log's service: trustlog serve, or its systemd unit"
+        try:
+            found = stat.S_ISSOCK(settings.socket.stat().st_mode)
+        except OSError as error:
+            yield problem("log", settings.socket, f"no socket of the log's service: {error.strerror}", remedy)
+            return
+        if found:
+            yield fine("log", settings.socket, "the log's service has a socket here")
+        else:
+            yield problem("log", settings.socket, "is no socket", remedy)
+    elif settings.backend is not BackendKind.TPM:
+        names = ("log.state", "seal.key")
+        missing = [str(home.log_path / name) for name in names if not (home.log_path / name).exists()]
+        if missing:
+            remedy = (
+                "never put an old copy there: it would say again what was said, and the log be exposed for ever. "
+                "This log is gone: make a new one (keygen) and have it take this one's place in the cluster"
+            )
+            yield problem("log", home.log_path, f"lost: {', '.join(missing)}", remedy)
+        else:
+            yield fine("log", home.log_path, "its state and key are there")
+    if home.settings.durability == "memory":
+        remedy = 'take durability = "memory" out of replica.toml, but for experiments'
+        yield warning(
+            "durability", home.path / SETTINGS_NAME, "nothing is forced to disk: a power cut ends the log", remedy
+        )
+
+
+def _databases(home: ReplicaHome) -> Iterator[Finding]:
+    for path in (home.store_path, home.state_path):
+        remedy = (
+            f"stop the replica and start it again: it saves what it can and fetches the rest; then audit {home.path}"
+        )
+        if not path.exists():
+            yield fine("database", path, "is not there: made at the first start, or fetched from peers")
+        elif path.stat().st_size > CHECKED_BYTES_MAX:
+            yield fine("database", path, "is large, and was not read: trustlog-replica audit reads all of it")
+        else:
+            trouble = _structure(path, home)
+            if trouble:
+                yield problem("database", path, trouble, remedy)
+            else:
+                yield fine("database", path, "its structure is whole")
+        for _, aside in damaged_files(path):
+            text = "a damaged file that was set aside"
+            yield warning("database", aside, text, "look into why (the disk?), then delete it")
+
+
+def _structure(path: Path, home: ReplicaHome) -> str:
+    """Return what is wrong with a database's structure or owner; nothing if all is well."""
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+            db.text_factory = bytes
+            found = db.execute("pragma quick_check(3)").fetchall()
+            claims = dict(db.execute("select key, value from meta").fetchall())
+    except sqlite3.Error as error:
+        return f"cannot be read: {error}"
+    texts = [bytes(row[0]).decode(errors="replace") for row in found]
+    if texts != ["ok"]:
+        return f"is damaged: {'; '.join(texts)}"
+    mine = {b"cluster_id": home.cluster.cluster_id, b"number": str(home.number).encode()}
+    for key, value in mine.items():
+        if claims.get(key, value) != value:
+            return f"belongs to another replica or cluster (its {key.decode()} differs)"
+    return ""
+
+
+def _evidence(home: ReplicaHome) -> Iterator[Finding]:
+    files = EvidenceFolder(home.evidence_path).files()
+    if files:
+        names = ", ".join(file.name for file in files[:3]) + (" …" if len(files) > 3 else "")
+        remedy = "verify it (trustlog-replica evidence verify), keep a copy, and replace that replica"
+        yield warning("evidence", home.evidence_path, f"{len(files)} files against other replicas: {names}", remedy)
+
+
+def _disk(path: Path) -> Iterator[Finding]:
+    try:
+        found = os.statvfs(path)
+    except OSError as error:
+        yield problem("disk", path, f"cannot be looked at: {error.strerror}", "see whether the disk is mounted")
+        return
+    free = found.f_bavail * found.f_frsize
+    text = f"{free // MIB} MiB free of {found.f_blocks * found.f_frsize // MIB}"
+    remedy = "make room: a replica whose disk is full stops before it says anything that it could forget"
+    if found.f_flag & os.ST_RDONLY:
+        yield problem(
+            "disk", path, "is mounted read-only", "see the kernel's log for a failing disk; mount it writable"
+        )
+    elif free < FREE_BYTES_LEAST or (found.f_files and not found.f_favail):
+        yield problem("disk", path, text + ("" if found.f_favail else ", no inode"), remedy)
+    elif free < FREE_BYTES_LOW:
+        yield warning("disk", path, text, remedy)
+    else:
+        yield fine("disk", path, text)
+
+
+def _limits() -> Iterator[Finding]:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < OPEN_FILES_LEAST:
+        remedy = f"raise it for the replica: ulimit -n {OPEN_FILES_LEAST}, or LimitNOFILE= in its systemd unit"
+        yield warning("limits", "open files", f"{soft} at the most, here; 2,048 clients need more", remedy)
+
+
+def _environment() -> Iterator[Finding]:
+    for name, near in unknown_variables(os.environ).items():
+        if near:
+            text = f"is read by no program; did you mean {near}?"
+            yield warning("configuration", name, text, "rename it, or unset it")

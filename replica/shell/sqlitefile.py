@@ -1,0 +1,161 @@
+"""What the replica's two SQLite files have in common: how they are opened, claimed, judged damaged and moved aside.
+
+SQLite has no checksums over what it keeps, so it notices damage only where its own structure breaks. What the
+replica cannot check by signatures or digests of its own, it must not keep in such a file.
+"""
+
+import os
+import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# SQLite pages that the write-ahead log may hold before they are moved to the main file: 16 MiB of 4 KiB pages.
+WAL_PAGES_MAX = 4096
+# What is left of a write-ahead log that had grown beyond this, once all of it is in the main file.
+WAL_KEPT_BYTES = 64 * 1024 * 1024
+# A writer waits so long for another process that reads the file (a backup, `inspect`) and holds a lock.
+BUSY_S = 1.0
+# Damaged files kept aside, for whoever wants to look at them.
+DAMAGED_KEPT = 1
+
+# Our statements are fixed, so one that SQLite cannot carry out (ERROR) has met a table that lost its definition; and
+# what is too big for a limit (TOOBIG) was not written by us.
+_DAMAGE = frozenset(
+    [
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_NOTADB,
+        sqlite3.SQLITE_FORMAT,
+        sqlite3.SQLITE_ERROR,
+        sqlite3.SQLITE_TOOBIG,
+    ]
+)
+# A sector that the disk cannot read is lost like one that has rotted. Failed writes are another matter.
+_UNREADABLE = frozenset({sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ})
+_PRIMARY_CODE = 0xFF
+_META = "create table if not exists meta (key text primary key, value blob not null) without rowid;"
+
+
+class StoreError(Exception):
+    """The store cannot be used; the text names the file, what is wrong and what to do."""
+
+
+def open_file(path: Path, schema: str, *, durable: bool) -> sqlite3.Connection:
+    """Open or create a database that only its owner can read, with its tables; sqlite3.Error if that fails."""
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=BUSY_S)
+    try:
+        path.chmod(0o600)
+        db.execute("pragma journal_mode = wal")
+        db.execute(f"pragma synchronous = {'full' if durable else 'off'}")
+        db.execute(f"pragma wal_autocheckpoint = {WAL_PAGES_MAX}")
+        db.execute(f"pragma journal_size_limit = {WAL_KEPT_BYTES}")
+        # Some systems build SQLite to overwrite what is deleted, which costs as much as writing it did.
+        db.execute("pragma secure_delete = off")
+        # What damage turned into text is to be refused for its type, not decoded.
+        db.text_factory = bytearray
+        db.executescript(_META + schema)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def claim(db: sqlite3.Connection, path: Path, cluster_id: bytes, number: int, schema: str) -> None:
+    """Write into a new file whose it is; StoreError if it is another replica's or cluster's, or of another version."""
+    claims = {"cluster_id": cluster_id, "number": str(number).encode(), "schema": schema.encode()}
+    for key, value in claims.items():
+        row = db.execute("select value from meta where key = ?", (key,)).fetchone()
+        if row is None:
+            db.execute("insert into meta values (?, ?)", (key, value))
+        elif row[0] != value:
+            if key == "schema" and type(row[0]) is bytes and row[0].partition(b"-")[0] == value.partition(b"-")[0]:
+                how = "sealed" if b"-" in row[0] else "in the clear"
+                raise StoreError(
+                    f"{path}: was made to be {how}, which cannot be changed: set trusted_log.encrypt_store in "
+                    "replica.toml as it was, or remove the file to have this replica fetch everything from its peers"
+                )
+            held = row[0].hex()[:16] if type(row[0]) is bytes else repr(row[0])[:16]
+            raise StoreError(
+                f"{path}: its {key} is {held}, this replica's is {value.hex()[:16]}; "
+                "the file belongs to another replica or cluster: put the right one in its place"
+            )
+
+
+@contextmanager
+def transaction(db: sqlite3.Connection) -> Iterator[None]:
+    """Do all of it, durably when this ends, or nothing."""
+    db.execute("begin immediate")
+    try:
+        yield
+        db.execute("commit")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("rollback")
+        raise
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Say whether SQLite found the file damaged or unreadable, and not, for instance, the disk full."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is not None and (code & _PRIMARY_CODE in _DAMAGE or code in _UNREADABLE)
+
+
+def set_aside(path: Path) -> Path:
+    """Move a damaged database out of the way, durably; return its new name. No connection to it may be open.
+
+    It becomes NAME.damaged-N, with N above all there were; older ones beyond DAMAGED_KEPT are deleted.
+    """
+    before = damaged_files(path)
+    target = path.with_name(f"{path.name}.damaged-{before[-1][0] + 1 if before else 1}")
+    path.with_name(path.name + "-shm").unlink(missing_ok=True)
+    # The write-ahead log goes first: beside a new file, SQLite would replay an old one into it.
+    wal = path.with_name(path.name + "-wal")
+    if wal_bytes(path):
+        wal.replace(target.with_name(target.name + "-wal"))
+    wal.unlink(missing_ok=True)
+    sync_directory(path.parent)
+    path.replace(target)
+    sync_directory(path.parent)
+    for _, old in before[: len(before) + 1 - DAMAGED_KEPT]:
+        for suffix in ("", "-wal", "-shm"):
+            old.with_name(old.name + suffix).unlink(missing_ok=True)
+    return target
+
+
+def finish_replacement(path: Path) -> None:
+    """If a crash came between making a whole new file, NAME.new, and putting it in place of the damaged: do that now.
+
+    Whoever makes one writes it under another name and renames it to NAME.new when it is complete and durable.
+    """
+    new = path.with_name(path.name + ".new")
+    if not new.exists():
+        return
+    if path.exists():
+        set_aside(path)
+    new.replace(path)
+    sync_directory(path.parent)
+
+
+def damaged_files(path: Path) -> list[tuple[int, Path]]:
+    """Return the numbers and names of files that were set aside, oldest first."""
+    name = re.compile(re.escape(path.name) + r"\.damaged-([0-9]{1,9})")
+    found = ((name.fullmatch(other.name), other) for other in path.parent.iterdir())
+    return sorted((int(match[1]), other) for match, other in found if match)
+
+
+def sync_directory(folder: Path) -> None:
+    """Make names in a folder durable."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def wal_bytes(path: Path) -> int:
+    """Return the size of a database's write-ahead log."""
+    try:
+        return path.with_name(path.name + "-wal").stat().st_size
+    except FileNotFoundError:
+        return 0

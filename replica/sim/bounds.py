@@ -1,0 +1,44 @@
+"""How large what a correct replica keeps may become: as tight as the rules allow in one scenario."""
+
+from collections.abc import Mapping
+
+from replica.core.inbox import EARLY_GROUPS_MAX, WAITING_ENTRIES_MAX
+from replica.core.requests import REQUESTS_PER_CLIENT_MAX
+from replica.sim.scenario import Scenario
+from replica.sim.witness import Bound
+
+
+def bounds(scenario: Scenario) -> Mapping[str, Bound]:
+    """Return the largest sizes that a correct replica's collections may have.
+
+    Nobody says anything more than two windows above its stable checkpoint, and its reader is less than a window behind
+    that. What waits behind a gap in a log is taken at once when the gap closes, on top of what waits for its causes.
+    What lies beyond the cut is generous: primaries in a row may leave the cut for some checkpoints and a patience
+    each, and between two of them views may change again and again.
+    """
+    limits = scenario.limits
+    reach = 3 * limits.window
+    checkpoints = reach // limits.checkpoint_interval
+    return {
+        "slots": reach,
+        "votes": reach,
+        "commits": reach,
+        # The stable one is kept.
+        "checkpoints": checkpoints + 1,
+        "own-digests": checkpoints + 1,
+        "unread": WAITING_ENTRIES_MAX + (EARLY_GROUPS_MAX + 1) * limits.group_entries_max,
+        "requests": REQUESTS_PER_CLIENT_MAX * (scenario.clients + scenario.faulty_clients),
+        "beyond-cut": 3 * scenario.n * (100 + 24 * limits.checkpoint_interval),
+        "views": lambda now_ms: views_bound(scenario, now_ms),
+    }
+
+
+def views_bound(scenario: Scenario, now_ms: int) -> int:
+    """Return how many views can have been entered by `now_ms`.
+
+    A view is left when q replicas want that, so a correct one does. It says SUSPECT at once if the view's primary was
+    exposed, which at most f of n primaries in a row are, or else when its patience ended, which is never shorter than
+    the first one and begins when q replicas wanted the view.
+    """
+    patient = now_ms // scenario.patience_ms + 1
+    return -(-patient * scenario.n // (scenario.n - scenario.f)) + scenario.n

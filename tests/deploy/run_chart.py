@@ -1,0 +1,137 @@
+"""The chart is rendered and checked, the image's files are linted: `make test-chart`. No cluster is asked."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.chart import CHART, helm, render
+
+kubernetes_validate = pytest.importorskip("kubernetes_validate")
+DOCKER = CHART.parents[1] / "docker"
+VERSIONS = ("1.29", "1.33")
+VALUES = {
+    "default": {},
+    "all": {
+        "replicas": 5,
+        "cluster": "format = 1\n[genesis]\nname = 'x'\n",
+        "metrics": {"enabled": True, "from": [{"podSelector": {}}]},
+        "networkPolicy": {"clients": [{"podSelector": {"matchLabels": {"a": "b"}}}]},
+        "imagePullSecrets": [{"name": "secret"}],
+        "nodeSelector": {"disk": "fast"},
+        "tolerations": [{"key": "a", "operator": "Exists"}],
+        "storage": {"storageClass": "fast", "data": "1Gi", "log": "1Gi"},
+    },
+    "one node": {"spreadOverNodes": False, "networkPolicy": {"enabled": False}},
+}
+
+
+def pod(values=None) -> dict:
+    return render(values)["StatefulSet"]["spec"]["template"]["spec"]
+
+
+def containers(values=None) -> dict[str, dict]:
+    spec = pod(values)
+    return {one["name"]: one for one in spec["initContainers"] + spec["containers"]}
+
+
+def mounts(container: dict) -> dict[str, bool]:
+    return {one["name"]: one.get("readOnly", False) for one in container["volumeMounts"]}
+
+
+@pytest.mark.parametrize("name", VALUES)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_object_is_what_kubernetes_takes(name, version):
+    objects = render(VALUES[name])
+    assert {"StatefulSet", "Service", "PodDisruptionBudget"} <= set(objects)
+    for one in objects.values():
+        kubernetes_validate.validate(one, version, strict=True)
+    assert ("ConfigMap" in objects, "NetworkPolicy" in objects) == (name == "all", name != "one node")
+
+
+def test_helm_finds_nothing_to_warn_of():
+    found = helm().lint(CHART, VALUES["all"], strict=True)
+    assert (found["errors"], [one for one in found["messages"] if one["severity"] > 1]) == ([], [])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"replicas": 4}, {"replicas": 1}, {"replica": 3}, {"storage": {"size": "1Gi"}}, {"metrics": {"enabled": "x"}}],
+)
+def test_values_that_make_no_cluster_are_refused(wrong):
+    with helm().Chart.load(CHART) as chart, pytest.raises(Exception, match=r"schema|values"):
+        chart.render(wrong, name="x", namespace="x")
+
+
+def test_a_log_is_apart_from_its_replica():
+    """As in deploy/systemd: another user, and nothing in common but the socket."""
+    found = containers()
+    log, replica = found["log"], found["replica"]
+    assert log["restartPolicy"] == "Always", "it goes on beside the replica"
+    assert list(found) == ["log", "keys", "cluster", "replica"], "it is there before keys are made"
+    users = {name: one["securityContext"]["runAsUser"] for name, one in found.items()}
+    assert users == {"log": 10001, "keys": 10000, "cluster": 10000, "replica": 10000}
+    assert mounts(log) == {"log": False, "socket": False}
+    assert mounts(replica) == {"data": False, "socket": True, "cluster": True}
+    text = (DOCKER / "Dockerfile").read_text()
+    assert "useradd --uid 10000 --gid 10000 --no-create-home --home-dir /var/lib/trustlog " in text
+    assert "useradd --uid 10001 --gid 10001 --no-create-home --home-dir /var/lib/trustlog-log " in text
+
+
+def test_what_every_container_gives_up():
+    spec = pod()
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    for name, one in containers().items():
+        security = one["securityContext"]
+        assert security["capabilities"] == {"drop": ["ALL"]}, name
+        assert (security["allowPrivilegeEscalation"], security["readOnlyRootFilesystem"]) == (False, True), name
+
+
+def test_http_is_on_loopback_unless_it_is_asked_for():
+    for enabled, address in ((False, "127.0.0.1:8100"), (True, "0.0.0.0:8100")):
+        command = containers({"metrics": {"enabled": enabled}})["replica"]["command"]
+        assert command[command.index("--http") + 1] == address
+
+
+def test_replicas_can_become_ready_and_be_taken_down_one_by_one():
+    objects = render(VALUES["all"])
+    assert objects["StatefulSet"]["spec"]["podManagementPolicy"] == "Parallel"
+    assert objects["StatefulSet"]["spec"]["replicas"] == 5
+    assert objects["Service"]["spec"]["publishNotReadyAddresses"] is True
+    assert objects["PodDisruptionBudget"]["spec"]["maxUnavailable"] == 1
+    labels = objects["StatefulSet"]["spec"]["template"]["metadata"]["labels"].items()
+    for selector in (
+        objects["Service"]["spec"]["selector"],
+        objects["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"],
+    ):
+        assert selector.items() <= labels
+
+
+def test_the_cluster_file_arrives_unchanged():
+    content = "# a comment\nformat = 1\n\n[genesis]\nname = \"x\"\ncertificate = '''\n-----BEGIN-----\n'''\n"
+    assert render({"cluster": content})["ConfigMap"]["data"]["cluster.toml"] == content
+
+
+def test_the_commands_exist():
+    """The commands and options that the probes and containers use are those of the programs."""
+    for one in containers().values():
+        commands = [one["command"]]
+        commands += [one[probe]["exec"]["command"] for probe in one if probe.endswith("Probe")]
+        for program, verb, *rest in commands:
+            if program == "trustlog-setup":
+                assert f"\n{verb})" in (DOCKER / "setup").read_text()
+                continue
+            assert program == "trustlog-replica"
+            asked = [sys.executable, "-m", "replica.cli.main", verb, "--help"]
+            help_text = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=60).stdout
+            assert all(word in help_text for word in rest if word.startswith("--"))
+
+
+@pytest.mark.parametrize("command", [["hadolint", DOCKER / "Dockerfile"], ["shellcheck", DOCKER / "setup"]])
+def test_the_linters_are_content(command):
+    # Installed beside the libraries, in bin.
+    program = Path(kubernetes_validate.__file__).parents[1] / "bin" / command[0]
+    done = subprocess.run([program, *command[1:]], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "")

@@ -1,0 +1,88 @@
+"""The operator's page: every command of it is run, in its order, against a cluster that is called as it says."""
+
+import json
+import re
+import shlex
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from replica.cli.main import cli
+from replica.cluster.environment import VARIABLES
+from replica.operations.asking import Outcome
+from tests.documents.test_commands import as_process, commands, environment
+from tests.support.cluster import Processes
+from tests.support.waiting import wait_for
+
+ROOT = Path(__file__).parents[2]
+PAGE = "replica/cli/README.md"
+pytestmark = pytest.mark.cluster
+
+
+def run(line, cwd):
+    """Run a line of the page, with the variables before the command."""
+    words = shlex.split(line)
+    given = dict(word.split("=", 1) for word in words if re.match(r"TRUSTLOG_\w+=", word))
+    return subprocess.run(
+        as_process(line), cwd=cwd, env=environment(**given), capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.timeout(300)
+def test_every_command_of_the_page(tmp_path):
+    cwd = tmp_path / "a b"
+    cwd.mkdir()
+    lines = commands(PAGE)
+    assert len(lines) == 16
+    ran = []
+    with Processes(cwd / "my-cluster") as cluster:
+        cluster.start_and_wait()
+        for number in range(3):
+            health = f"trustlog-replica health my-cluster/replica-{number}"
+            wait_for(lambda health=health: run(health, cwd).returncode == 0, "ready", 60)
+        for line in lines:
+            if " restore " in line:  # as the page says: stopped, and its databases lost
+                cluster.kill(1, signal.SIGTERM)
+                (cluster.folder(1) / "store.sqlite").unlink()
+            done = run(line, cwd)
+            assert done.returncode == 0, (line, done.stdout, done.stderr)
+            ran.append(line)
+            if " restore " in line:
+                cluster.start_and_wait(1)
+                wait_for(lambda: run("trustlog-replica health my-cluster/replica-1", cwd).returncode == 0, "ready", 60)
+            if "-o json" in line:
+                assert json.loads(done.stdout)["schema_version"] == 1
+    assert ran == lines
+
+
+def test_a_container_can_use_the_health_check(tmp_path):
+    (line,) = re.findall(r"^    HEALTHCHECK (.*)$", (ROOT / PAGE).read_text(), re.MULTILINE)
+    words = json.loads(line[line.index("[") :])
+    assert words[:2] == ["trustlog-replica", "health"]
+    timeout_s = int(re.search(r"--timeout=(\d+)s", line)[1])
+    command = cli.commands["health"]
+    (deadline,) = [one.default for one in command.params if one.name == "deadline"]
+    assert deadline < timeout_s, "the program says why before it is killed"
+    with Processes(tmp_path / "c") as cluster:
+        done = run(shlex.join([*words[:2], str(cluster.folder(0))]), tmp_path)
+        assert (done.returncode, "nothing listens at" in done.stdout) == (1, True)
+
+
+def test_the_page_names_every_command_variable_and_alert():
+    page = (ROOT / PAGE).read_text()
+    table = page[: page.index("## Looking")]
+    named = set(re.findall(r"`([a-z]+)(?: [a-z]+)?`", table))
+    elsewhere = {"init", "keygen", "client-key", "assemble", "run", "dev", "close", "sim", "lab", "completion"}
+    assert named | elsewhere >= set(cli.commands)
+    assert set(re.findall(r"`(TRUSTLOG_\w+)`", page)) == set(VARIABLES)
+    alerts = re.findall(r"- alert: (\w+)", (ROOT / "deploy" / "monitoring" / "alerts.yml").read_text())
+    assert len(alerts) > 10
+    assert set(re.findall(r"`(Trustlog\w+)`", page)) == set(alerts)
+
+
+def test_outcomes_that_the_page_names_exist():
+    page = (ROOT / PAGE).read_text()
+    assert {"wrong-certificate", "wrong-cluster"} <= {outcome.value for outcome in Outcome}
+    assert "`wrong-certificate`, `wrong-cluster`" in page
