@@ -6,6 +6,7 @@ service, and of this program, the load generator, whose share of one processor i
 generator is the limit.
 """
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -154,8 +155,7 @@ async def with_more_clients(client: Client, count: int, deadline_s: float) -> As
                 await stack.enter_async_context(Client(client.cluster, ClientKey.generate(), deadline_s=deadline_s))
                 for _ in more
             ]
-            for each in [one.put("bench", "ready") for one in opened]:
-                await each
+            await asyncio.gather(*(one.put("bench", "ready") for one in opened))
             clients += opened
         yield clients
 

@@ -5,20 +5,18 @@ It may be old, and two stale reads may go back in time; whoever minds uses an or
 """
 
 import asyncio
-import json
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from client.connection import printable
 from client.errors import Overloaded
 from client.receipts import ReceiptRound
 from replica.core.envelope import Status
+from replica.wire import reports
 from replica.wire.messages import ReceiptShown, StaleResult, StatusReport
 
 ROUNDS_MAX = 1024
 REPORT_BYTES_MAX = 64 * 1024
-REPORT_DEPTH_MAX = 8
+REPORT_TEXT_MAX = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,31 +99,9 @@ class Queries:
 
 def read_report(raw: bytes) -> dict[str, Any]:
     """Return a status report's content; an empty one if it is not a JSON object of moderate size."""
-    if len(raw) > REPORT_BYTES_MAX:
-        return {}
-    try:
-        report = json.loads(raw)
-    except (ValueError, RecursionError):
-        return {}
-    return _clean(report, REPORT_DEPTH_MAX) if isinstance(report, dict) else {}
+    return reports.read_report(raw, bytes_max=REPORT_BYTES_MAX, text_max=REPORT_TEXT_MAX)
 
 
 def number_in(report: dict[str, Any], name: str) -> int:
     """Return a natural number of a report, 0 if it has none under this name."""
-    value = report.get(name)
-    return value if type(value) is int and 0 <= value < 2**64 else 0
-
-
-def _clean(value: Any, depth: int) -> Any:  # noqa: ANN401 - JSON
-    # A replica's texts are shown on terminals, and its numbers printed as JSON, which has no infinity.
-    if isinstance(value, str):
-        return printable(value)
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict | list) and depth == 0:
-        return "…"
-    if isinstance(value, dict):
-        return {printable(key): _clean(content, depth - 1) for key, content in value.items()}
-    if isinstance(value, list):
-        return [_clean(content, depth - 1) for content in value]
-    return value
+    return reports.number(report, name) or 0

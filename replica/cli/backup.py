@@ -12,8 +12,8 @@ from replica.cli.options import FOLDER
 from replica.cluster.home import load_home
 from replica.operations.asking import ask_all
 from replica.operations.backup import BackupError, make_backup
-from replica.operations.reports import number
 from replica.operations.restoring import Restored, restore
+from replica.wire.reports import number
 from trustlog.cli.contract import CommandError, Exit, Output, example, key_values, output_option
 
 PEERS_S = 3.0

@@ -17,7 +17,8 @@ from replica.cluster.clusterfile import CLUSTER_FILE_NAME, ClusterFile, load_clu
 from replica.cluster.home import SETTINGS_NAME, load_home
 from replica.operations.asking import DEADLINE_S, DEADLINE_S_MAX, Answer, Outcome, ask_all
 from replica.operations.health import check_health
-from replica.operations.reports import doubts, median_ms, number, text
+from replica.operations.reports import doubts, median_ms, text
+from replica.wire.reports import number
 from trustlog.cli.contract import Exit, FiniteFloat, Output, example, grid, output_option, printable
 
 INTERVAL_S = 2.0

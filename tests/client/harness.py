@@ -144,3 +144,8 @@ def reply_to(envelope: Operations, status=Status.OK, slot=9, prefix=b""):
     """A reply whose results are the operations themselves."""
     results = [Result(status, slot, prefix + operation) for operation in envelope.operations]
     return encode_operations_reply(envelope.session, envelope.first, results)
+
+
+def only(items):
+    (item,) = items
+    return item

@@ -216,7 +216,7 @@ async def test_a_report_may_hold_anything(fleet, monkeypatch):
     assert found[:6] == [{}, {}, {"a": None, "b": None}, {}, {"view": -1, "executed": "x"}, {}]
     assert number_in(found[4], "view") == number_in(found[4], "executed") == number_in({}, "view") == 0
     assert json.dumps(found[6]).count("[") == 7
-    assert found[7:] == [{"t": "?[2J"}, {}]
+    assert found[7:] == [{"t": r"\x1b[2J"}, {}]
     monkeypatch.setattr(fleet, "report", lambda number: {} if number else [])
     async with fleet, fleet.client() as client:
         await client.put("a", "b")

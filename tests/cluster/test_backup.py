@@ -11,11 +11,11 @@ from contextlib import closing
 
 import pytest
 
-from replica.cli.main import main
 from replica.cluster.home import TrustedLogSettings
 from replica.cluster.provision import assemble, keygen, make_client
 from replica.operations.backup import own_end
 from tests.cluster.test_http import free_ports
+from tests.support.calling import json_caller
 from tests.support.cluster import Processes
 from tests.support.keymaterial import exposed_in, secrets_of
 from tests.support.waiting import on_loop, wait_for
@@ -27,15 +27,7 @@ pytestmark = pytest.mark.cluster
 
 @pytest.fixture
 def call(capsys):
-    def call_program(*arguments):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main([*(str(argument) for argument in arguments), "-o", "json"])
-        out, err = capsys.readouterr()
-        assert err == ""
-        return ended.value.code, json.loads(out)
-
-    return call_program
+    return json_caller(capsys)
 
 
 def put(cluster, first, count):

@@ -8,9 +8,9 @@ import tarfile
 
 import pytest
 
-from replica.cli.main import main
 from replica.cluster.keys import load_private_key
 from tests.cluster.test_http import free_ports
+from tests.support.calling import json_caller
 from tests.support.cluster import Processes
 from tests.support.keymaterial import exposed_in, forms, scalar, secrets_of
 from tests.support.waiting import on_loop
@@ -21,15 +21,7 @@ pytestmark = pytest.mark.cluster
 
 @pytest.fixture
 def call(capsys):
-    def call_program(*arguments):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main([*(str(argument) for argument in arguments), "-o", "json"])
-        out, err = capsys.readouterr()
-        assert err == ""
-        return ended.value.code, json.loads(out)
-
-    return call_program
+    return json_caller(capsys)
 
 
 def parts_of(archive):

@@ -14,8 +14,9 @@ from replica.operations.asking import Answer, Outcome
 from replica.operations.doctor_network import examine_peer
 from replica.operations.findings import Severity
 from replica.operations.health import health_of
-from replica.operations.reports import DEPTH_MAX, REPORT_BYTES_MAX, doubts, median_ms, number, read_report, text
+from replica.operations.reports import REPORT_BYTES_MAX, doubts, median_ms, read_report, text
 from replica.wire.messages import WIRE_VERSION, Challenge
+from replica.wire.reports import DEPTH_MAX, number
 from trustlog import __version__
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import sqlite3
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -88,6 +89,16 @@ async def leased(cluster, wire) -> int:
     return max(cluster.nodes[0].keeper._leases)
 
 
+@asynccontextmanager
+async def leasing(cluster):
+    """A load that makes milestones, and a connection to which node 0 leased one; with its slot."""
+    async with cluster.client() as client, Load(client) as load, Wire(cluster, 0, as_replica=2) as wire:
+        await wire.replica_hello(2)
+        await load.more(30)
+        await until(lambda: cluster.nodes[0].keeper.slot, "a milestone")
+        yield wire, await leased(cluster, wire)
+
+
 async def part(wire, slot: int) -> Part:
     wire.send(AskPart(slot, Source.LOGS, 1, b""))
     return await wire.receive(Part)
@@ -100,11 +111,7 @@ async def test_a_lease_holds_back_forgetting_and_ends(small, monkeypatch):
         cluster.start()
         await cluster.wait_ready()
         node = cluster.nodes[0]
-        async with cluster.client() as client, Load(client) as load, Wire(cluster, 0, as_replica=2) as wire:
-            await wire.replica_hello(2)
-            await load.more(30)
-            await until(lambda: node.keeper.slot, "a milestone")
-            slot = await leased(cluster, wire)
+        async with leasing(cluster) as (wire, slot):
             cut = node.keeper._leases[slot].cut
             first = await part(wire, slot)
             for _ in range(2):
@@ -132,11 +139,7 @@ async def test_a_lease_is_not_renewed_for_ever(small, monkeypatch):
         cluster.start()
         await cluster.wait_ready()
         node = cluster.nodes[0]
-        async with cluster.client() as client, Load(client) as load, Wire(cluster, 0, as_replica=2) as wire:
-            await wire.replica_hello(2)
-            await load.more(30)
-            await until(lambda: node.keeper.slot, "a milestone")
-            slot = await leased(cluster, wire)
+        async with leasing(cluster) as (wire, slot):
             for _ in range(45):
                 clock.now += 20
                 assert (await part(wire, slot)).has == 1
