@@ -2,6 +2,11 @@
 
 import pytest
 import structlog
+from hypothesis import settings
+
+# How long a machine takes is nothing that a test is about.
+settings.register_profile("trustlog", deadline=None)
+settings.load_profile("trustlog")
 
 
 @pytest.fixture(autouse=True)

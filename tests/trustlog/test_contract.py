@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import os
 
 import click
 import pytest
@@ -160,3 +161,9 @@ def test_usage_errors_are_json_when_json_was_asked_for(capsys, arguments, wanted
 def test_printable():
     assert printable("plain ü 漢字") == "plain ü 漢字"
     assert printable("\x1b\x00\n\t\x9b\u2028\u202e\ud800\ue000") == "\\x1b\\x00\\n\\t\\x9b\\u2028\\u202e\\ud800\\ue000"
+
+
+def test_a_refused_permission_names_the_user_and_the_path():
+    said = contract.as_command_error(PermissionError(errno.EACCES, "Permission denied", "/var/lib/log"))
+    assert said.message == f"Permission denied: /var/lib/log (as user {os.geteuid()})"
+    assert said.exit_code == Exit.USAGE

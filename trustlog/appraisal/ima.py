@@ -16,7 +16,7 @@ was read) has a digest of zeros, and extends 0xFF….
 
 Replaying the list proves its digests and paths, in their order: the template data holds both. The template's *name* is
 in no digest: a host may change it, so the fields are read by their form: as a digest and a path if they are that, and
-else, if they are 276 bytes, as those of "ima". A changed name hides nothing. That the
+else, if they are 276 bytes with a path padded by zeros, as those of "ima". A changed name hides nothing. That the
 digest is the file's is the kernel's word; the firmware's event log says which kernel it was. The list grows while it is
 read: what is beyond the quoted PCR is cut off.
 """
@@ -132,8 +132,9 @@ def _read(hashed: bytes, name: str) -> tuple[str, bytes, bytes]:
     try:
         return _fields(hashed)
     except VerificationError:
-        if len(hashed) == _SHA1_BYTES + _PATH_PADDED:
-            return "sha1", hashed[:_SHA1_BYTES], hashed[_SHA1_BYTES:].rstrip(b"\0")
+        path = hashed[_SHA1_BYTES:].rstrip(b"\0")
+        if len(hashed) == _SHA1_BYTES + _PATH_PADDED and path and b"\0" not in path:
+            return "sha1", hashed[:_SHA1_BYTES], path
         if name in {"ima-ng", "ima-sig"}:
             raise
         return "", b"", b""

@@ -158,7 +158,9 @@ def _proven_ima(shown: TpmEvidence, policy: TpmPolicy) -> tuple[list[ImaEntry], 
 
 def _file(entry: ImaEntry) -> MeasuredProgram:
     name = "(violation: the file changed while it was read)" if entry.is_violation else entry.path or entry.template
-    return MeasuredProgram("ima", entry.pcr, name, not entry.is_violation, entry.algorithm, entry.digest)
+    # A template's name, shown where there is no path, is in no digest: it is the host's word.
+    is_proven = bool(entry.path) and not entry.is_violation
+    return MeasuredProgram("ima", entry.pcr, name, is_proven, entry.algorithm, entry.digest)
 
 
 def _manifest_in(entries: list[ImaEntry], manifest: bytes, proven: list[str]) -> str:

@@ -272,6 +272,8 @@ def as_command_error(error: Exception, prog_name: str = "trustlog") -> CommandEr
         return CommandError(f"not reachable: {error}", hint, Exit.UNREACHABLE, code="unreachable")
     if isinstance(error, OSError):
         where = f": {error.filename}" if error.filename is not None else ""
+        if isinstance(error, PermissionError):
+            where += f" (as user {os.geteuid()})"
         local = isinstance(
             error,
             (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError),

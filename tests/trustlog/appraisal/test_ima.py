@@ -57,6 +57,10 @@ def test_a_changed_name_hides_nothing_of_276_bytes():
     as_ng = old.list[:24] + u32(6) + b"ima-ng" + u32(276) + parse_ima_list(old.list)[0].hashed
     (entry,), (renamed,) = parse_ima_list(old.list), parse_ima_list(as_ng)
     assert renamed == replace(entry, template="ima-ng")
+    other = Kernel()
+    other.other("something", b"\xff" * 30 + bytes(100) + b"\xff" * 146)
+    (entry,) = parse_ima_list(other.list)
+    assert (entry.path, entry.digest, entry.algorithm) == ("", b"", "")
 
 
 def test_unknown_templates_are_replayed_and_other_registers_are_not():

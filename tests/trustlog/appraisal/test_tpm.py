@@ -341,6 +341,19 @@ def test_a_program_that_is_called_something_else_is_printed(booted):
     assert (one.name, one.name_proven) == ("EV_EVENT_TAG", False)
 
 
+def test_the_name_of_a_template_is_its_hosts_word(tpm, tmp_path):
+    kernel, firmware = usual_programs(), usual_boot()
+    kernel.other("trusted-keys", b"what nobody here can read")
+    kernel.extend(tpm)
+    firmware.extend(tpm)
+    (tmp_path / "ima").write_bytes(kernel.list)
+    (tmp_path / "bios").write_bytes(firmware.log)
+    with made_host(tpm, tmp_path, boot_log=tmp_path / "bios", ima_list=tmp_path / "ima") as host:
+        result = appraise(host.evidence(measured_boot=True), host.enrolled(), nonce=NONCE)
+    shown = {one.name: one.name_proven for one in result.programs if one.source == "ima"}
+    assert (shown["trusted-keys"], shown["/usr/bin/true"]) == (False, True)
+
+
 def test_programs_after_the_quote_do_not_count(booted):
     kernel = usual_programs()
     kernel.ng("/usr/bin/evil", b"started later")
