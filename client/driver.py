@@ -69,7 +69,6 @@ class Driver:
         chosen = Timing() if timing is None else timing
         self.links = [ReplicaLink(cluster, place, key, self, chosen) for place in cluster.replicas]
         self.queries = Queries()
-        self._members = members_of(cluster.genesis)
         self.n, self.quorum = cluster.genesis.n, cluster.genesis.quorum
         self.watches: dict[Watch, None] = {}
         self.watch_queries: dict[int, Watch] = {}
@@ -268,7 +267,7 @@ class Driver:
 
     async def receipt(self, said: Outcome, deadline_s: float) -> Receipt:
         """Ask the replicas for their RESULTs, again until f+1 alike are verified; Undecided says why there is none."""
-        query, waiting = self.queries.next(), ReceiptRound(self._members, said)
+        query, waiting = self.queries.next(), ReceiptRound(members_of(self._cluster.genesis), said)
         self.queries.receipts[query] = waiting
         frame = encode_frame(AskReceipt(RECEIPT_VERSION, query, said.slot, said.leaf))
         try:
