@@ -30,6 +30,7 @@ $(STAMP): requirements.lock pyproject.toml
 $(BENCH_STAMP): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(BENCH_VENV)
 	$(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check wheel==0.45.1  # PySyncObj's setup.py asks for it
 	$(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[bench]'
 	@touch $@
 

@@ -38,6 +38,7 @@ from trustlog.verification import GROUP_ENTRIES_MAX, Attestation, LogIdentity, v
 RECEIPT_VERSION = 1
 RECEIPT_BYTES_MAX = 32 * 1024 * 1024  # the largest operation and result, in hex digits
 PATH_MAX = 32  # a tree of 2^32 leaves
+FIELDS_MAX = 4096  # what is no digest: more than 21 members' fields; a digest takes more than 64 bytes of the file
 RESULT = 10  # the first byte of the entry
 
 _OPERATION_TAG = b"trustlog/operate"
@@ -128,6 +129,9 @@ class Receipt:
         """
         if len(data) > RECEIPT_BYTES_MAX:
             raise VerificationError("malformed", f"a receipt of more than {RECEIPT_BYTES_MAX} bytes")
+        # A decoded value takes up to fifty times its bytes here: so not more of them than a receipt can have.
+        values = sum(map(data.count, (b",", b":", b"[", b"{")))
+        _require(values <= FIELDS_MAX + len(data) // 64, "more values than a receipt of this size can have")
         try:
             content = json.loads(data.decode(), object_pairs_hook=_unique)
         except (ValueError, RecursionError) as error:

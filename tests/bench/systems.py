@@ -168,7 +168,9 @@ class PySyncObj(System):
             return len(leaders) == 1
 
         wait_for(led, "a leader of PySyncObj", nodes)
-        return leaders[0], {node.name: node.pid for node in nodes if node is not leaders[0]}
+        followers = [node for node in nodes if node is not leaders[0]]
+        # By role, not by number: each round may have another leader.
+        return leaders[0], {f"follower {number}": node.pid for number, node in enumerate(followers, 1)}
 
 
 class Trustlog(System):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import tracemalloc
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from tests.trustlog.support import CONTEXT, OTHER_CONTEXT
 from trustlog import AttestedLog, BackendKind, LogIdentity, VerificationError, VerifyingKey, entry_digest, in_memory
 from trustlog.merkle import MerkleTree
 from trustlog.receipts import (
+    PATH_MAX,
     RECEIPT_BYTES_MAX,
     Entry,
     Members,
@@ -23,6 +25,7 @@ from trustlog.receipts import (
     result_payload,
     verify_receipt,
 )
+from trustlog.verification import GROUP_ENTRIES_MAX
 
 CLIENT = b"\x04" + bytes(range(64))
 CLUSTER_ID = b"\x11" * 32
@@ -186,6 +189,25 @@ def test_other_files_are_no_receipts(data):
 def test_a_file_above_the_limit_is_not_looked_at():
     with pytest.raises(VerificationError, match="more than"):
         Receipt.decode(b" " * (RECEIPT_BYTES_MAX + 1))
+
+
+@pytest.mark.parametrize("value", [b"{}", b"1", b"[]", b'{"a":1}'])
+def test_a_file_of_many_values_is_refused_before_memory_is_spent(value):
+    many = b"[" + b",".join([value] * 4_000_000) + b"]"
+    tracemalloc.start()
+    with pytest.raises(VerificationError, match="more values than a receipt of this size can have"):
+        Receipt.decode(many[:RECEIPT_BYTES_MAX])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+def test_the_receipt_with_the_most_values_is_read():
+    digests = tuple(bytes([at % 256]) * 32 for at in range(GROUP_ENTRIES_MAX))
+    shown = World().receipt()
+    entries = tuple(replace(shown.entries[0], member=member, digests=digests) for member in range(11))
+    most = replace(shown, path=(bytes(32),) * PATH_MAX, entries=entries)
+    assert Receipt.decode(most.encode()) == most
 
 
 @pytest.mark.parametrize(
