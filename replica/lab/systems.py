@@ -1,6 +1,6 @@
 """The systems that the lab compares. Each but PBFT is the product's core with a few of its functions replaced.
 
-What is replaced stands here, whole, and nowhere else; `differs` says it in words. PBFT is `replica.lab.pbft`.
+What is replaced stands here, whole, and nowhere else; `differs` says it in words. PBFT is `replica.pbft.machine`.
 """
 # ruff: noqa: ANN401, SLF001 - patches reach into what they replace, as those of the simulator's controls do
 
