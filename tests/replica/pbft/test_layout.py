@@ -50,6 +50,7 @@ def said(author: int, body: object) -> Signed:
 
 
 FIRST, SECOND = batch(b"one", b"two"), batch(b"three")
+FOREIGN = batch(b"x", key=KEYS[0])  # not signed by the client that it names
 
 
 def certificate(slot: int, request: BatchProposal | None, view: int = 0) -> Certificate:
@@ -133,7 +134,7 @@ REFUSED = [
     parcel_of(1, CODEC.content(BODIES[0]), FIRST, FIRST),
     parcel_of(1, CODEC.content(BODIES[2]), FIRST),
     parcel_of(1, CODEC.content(BODIES[0]), SECOND),
-    parcel_of(1, CODEC.content(PrePrepare.of(0, 1, batch(b"x", key=KEYS[0]))), batch(b"x", key=KEYS[0])),
+    parcel_of(1, CODEC.content(PrePrepare.of(0, 1, FOREIGN)), FOREIGN),
     parcel_of(1, b""),
     parcel_of(1, CODEC.content(BODIES[2])[:-1]),
     parcel_of(1, CODEC.content(BODIES[2]) + b"\0"),
