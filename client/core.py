@@ -36,6 +36,7 @@ from client.events import (
     WakeAt,
 )
 from client.hearsay import Hearsay
+from client.pace import Pace
 from client.pending import (
     ADDRESS_SIZE,
     COUNT_END,
@@ -91,6 +92,8 @@ class ClientCore:
         self.notices: dict[int, tuple[str, str]] = {}
         self._limits = genesis.limits
         self._quorum = genesis.quorum
+        self._pace = Pace(self.settings.patience_ms, self.settings.patience_learned_ms_max)
+        self._answered: list[int] = []  # when they were sent; taken in with the next `flush`, which knows the time
         self._hearsay = Hearsay(genesis.n, genesis.f)
         self._cluster_id, self._public_key = cluster_id, public_key
         self._sign, self._nonce = sign, nonce
@@ -123,6 +126,9 @@ class ClientCore:
     def flush(self, now_ms: int) -> list[Effect]:
         """End a turn of the loop: put what waits into envelopes, as far as there is room."""
         self._now = max(self._now, now_ms)
+        for sent_at in self._answered:
+            self._pace.answered(self._now - sent_at)
+        self._answered.clear()
         self._proceed()
         return self._take_effects()
 
@@ -265,6 +271,8 @@ class ClientCore:
         if not isinstance(reply, OperationsReply):
             raise TypeError("a reply changed its kind")
         self._finish(pending)
+        if not pending.broadcast:
+            self._answered.append(pending.sent_at)
         results = reply.results
         numbers: Sequence[int] = range(pending.first, pending.first + len(results))
         if any(result.status is Status.EXPIRED for result in results):
@@ -356,7 +364,7 @@ class ClientCore:
             signed + self._sign(signed),
             self._quorum,
             self._now,
-            self.settings.patience_ms,
+            self._pace.patience_ms,
             nonce=content.nonce,
         )
         self._opening = opening
@@ -400,7 +408,7 @@ class ClientCore:
             raw,
             self._quorum,
             self._now,
-            self.settings.patience_ms,
+            self._pace.patience_ms,
             session=session,
             first=first,
             tickets=tickets,
@@ -449,6 +457,7 @@ class ClientCore:
         ]
         for attempt in impatient:
             self._send_to_all(attempt)
+            self._pace.ended(attempt.patience_ms)
             attempt.postpone(self._now, self.settings.patience_ms_max)
         if impatient:
             # Perhaps there is another primary by now.

@@ -16,7 +16,8 @@ MIB = 1024 * 1024
 class Settings:
     """Local choices of one client; nobody else has to know them."""
 
-    patience_ms: int = 500  # how long the believed primary may take before everybody is asked
+    patience_ms: int = 500  # how long the believed primary may take before everybody is asked, at least
+    patience_learned_ms_max: int = 2000  # how long at most, where answers are slow (client.pace)
     patience_ms_max: int = 8000  # patience doubles with every round of asking, up to this
     opening_wait_ms: int = 200  # how long to wait for the slots of more than f+1 replicas before opening
     busy_retry_ms: int = 250  # pause after an opening that found no room; doubles up to patience_ms_max

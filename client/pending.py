@@ -53,13 +53,14 @@ class Tally:
 class Attempt:
     """Common to envelopes and openings: the bytes, whether everybody was asked, and when to ask again."""
 
-    __slots__ = ("broadcast", "patience_ms", "raw", "send_again_at", "tally")
+    __slots__ = ("broadcast", "patience_ms", "raw", "send_again_at", "sent_at", "tally")
 
     def __init__(self, raw: bytes, quorum: int, now_ms: int, patience_ms: int) -> None:
         self.raw = raw
         self.tally = Tally(quorum)
         self.broadcast = False
         self.patience_ms = patience_ms
+        self.sent_at = now_ms
         self.send_again_at = now_ms + patience_ms
 
     def postpone(self, now_ms: int, patience_ms_max: int) -> None:

@@ -49,7 +49,13 @@ class CorrectClient:
             self.key.public,
             sign=self.key.sign,
             nonce=lambda: chance.randbytes(16),
-            settings=Settings(patience_ms=habits.patience_ms, patience_ms_max=4000, opening_wait_ms=100),
+            # Nothing is learned here: patience is one of the habits that a seed chooses.
+            settings=Settings(
+                patience_ms=habits.patience_ms,
+                patience_learned_ms_max=habits.patience_ms,
+                patience_ms_max=4000,
+                opening_wait_ms=100,
+            ),
         )
         setting.clients[self.key.public] = number
         setting.network.nodes[number] = self
