@@ -37,6 +37,7 @@ from replica.pbft.messages import (
     Cluster,
     Commit,
     Decided,
+    Diverged,
     Effect,
     Entered,
     Executed,
@@ -143,6 +144,7 @@ class PbftCore:
     def on_state(self, slot: int, digest: bytes) -> list[Effect]:
         """Take in the digest of the state after `slot`, as a StateWanted asked."""
         self._say(Checkpoint(slot, digest))
+        self._compare(slot, digest)
         return self._collect()
 
     def on_tick(self, now_ms: int) -> list[Effect]:
@@ -301,11 +303,19 @@ class PbftCore:
         if slot <= self.stable:
             return
         self.stable, self._proof = slot, proof[: self.cluster.quorum]
+        own = self._checkpoints.get(slot, {}).get(self.number)
+        if own is not None and isinstance(own.body, Checkpoint):
+            self._compare(slot, own.body.digest)
         forget = slot - HISTORY
         self.slots = {number: kept for number, kept in self.slots.items() if number > forget}
         self._checkpoints = {number: kept for number, kept in self._checkpoints.items() if number > slot}
         self._effects.append(Stable(slot, forget))
         self._propose()
+
+    def _compare(self, slot: int, digest: bytes) -> None:
+        """Find out if this replica's own state is another than that of 2f+1."""
+        if slot == self.stable and any(one.body != Checkpoint(slot, digest) for one in self._proof):
+            self._effects.append(Diverged(slot))
 
     def _is_stable(self, slot: int, proof: tuple[Signed, ...]) -> bool:
         """Say whether these CHECKPOINTs make a slot stable."""

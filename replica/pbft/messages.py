@@ -174,6 +174,13 @@ class Stable:
 
 
 @dataclass(frozen=True, slots=True)
+class Diverged:
+    """2f+1 replicas have another state after `slot` than this one: it must not answer anybody any more."""
+
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
 class Entered:
     """This replica left its view for `view`."""
 
@@ -189,7 +196,7 @@ class Opened:
     named: tuple[int, ...]
 
 
-Effect = Broadcast | Tell | Executed | StateWanted | Stable | Entered | Opened
+Effect = Broadcast | Tell | Executed | StateWanted | Stable | Diverged | Entered | Opened
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ from replica.pbft.messages import (
     Body,
     Broadcast,
     Cluster,
+    Diverged,
     Effect,
     Entered,
     Executed,
@@ -221,8 +222,12 @@ class PbftNode:
         except Exception as error:
             # The machine may have changed by half: nothing more may be said.
             self.log.exception("internal error")
-            self._closing = True
-            self._stopped(f"internal error: {type(error).__name__}: {error}")
+            self._halt(f"internal error: {type(error).__name__}: {error}")
+
+    def _halt(self, why: str) -> None:
+        self.log.error("this replica stops", why=why)
+        self._closing = True
+        self._stopped(why)
 
     def _carry_out(self, effects: Sequence[Effect]) -> None:
         left = deque(effects)
@@ -238,6 +243,8 @@ class PbftNode:
                 left.extend(self.core.on_state(effect.slot, self.executor.digest()))
             elif isinstance(effect, Stable):
                 self._forget(effect.forget)
+            elif isinstance(effect, Diverged):
+                self._halt(f"2f+1 replicas have another state after slot {effect.slot}: it must not answer any more")
             elif isinstance(effect, Entered):
                 self.log.warning("leaving the view", wanted=effect.view)
             elif isinstance(effect, Opened):

@@ -9,6 +9,7 @@ from replica.pbft.messages import (
     Checkpoint,
     Commit,
     Decided,
+    Diverged,
     Entered,
     NewView,
     Opened,
@@ -182,6 +183,18 @@ def test_2f_equal_checkpoints_or_different_ones_make_nothing_stable() -> None:
     fresh = PbftCore(cluster(), 1, 300)
     assert hear(fresh, *proof(INTERVAL, 0, 2, 3)) == [Stable(INTERVAL, INTERVAL - HISTORY)]
     assert fresh.is_behind
+
+
+@pytest.mark.parametrize("is_first", [True, False], ids=["it says its state first", "they do"])
+def test_one_whose_state_is_another_than_that_of_2f_plus_1_is_told_so(is_first: bool) -> None:
+    core = PbftCore(cluster(), 1, 300)
+    effects = core.on_state(INTERVAL, b"mine") if is_first else []
+    effects += hear(core, *proof(INTERVAL, 0, 2, 3, digest=b"theirs"))
+    effects += [] if is_first else core.on_state(INTERVAL, b"mine")
+    assert [effect for effect in effects if isinstance(effect, Diverged)] == [Diverged(INTERVAL)]
+    good = PbftCore(cluster(), 1, 300)
+    effects = good.on_state(INTERVAL, b"theirs") + hear(good, *proof(INTERVAL, 0, 2, 3, digest=b"theirs"))
+    assert not [effect for effect in effects if isinstance(effect, Diverged)]
 
 
 @pytest.mark.parametrize(

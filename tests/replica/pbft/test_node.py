@@ -199,6 +199,20 @@ async def test_what_a_pbft_cluster_lacks_is_refused_and_the_connection_goes_on(t
 
 
 @on_loop
+async def test_one_whose_state_is_another_stops_instead_of_answering(tmp_path):
+    async with Daemons(tmp_path / "c") as cluster:
+        cluster.start()
+        await cluster.wait_ready()
+        cluster.nodes[2].executor.state.begin()
+        cluster.nodes[2].executor.state.put(b"n", b"1000")
+        cluster.nodes[2].executor.state.commit()
+        keys = await put_many(cluster, 1, 20, "n")
+        await until(lambda: 2 in cluster.stopped, "it stops")
+        assert "another state after slot" in cluster.stopped.pop(2)
+        await check(cluster, keys, "n", 20)
+
+
+@on_loop
 async def test_operations_above_the_limit_and_results(tmp_path):
     async with Daemons(tmp_path / "c") as cluster:
         cluster.start()
