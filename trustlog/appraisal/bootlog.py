@@ -16,8 +16,9 @@ locality that an EV_NO_ACTION "StartupLocality" names), and every event but EV_N
 
 What a replay proves are the digests, in their order. An event's *data* is proven only as far as the digest is that of
 the data (``BootEvent.proven_text``); the path of a program, above all, is the firmware's word: its digest is that of
-the program. An event's *type* is in no digest: a host may call a program something else. What can be a program is
-therefore every event whose digest is not that of its data (``BootEvent.may_be_program``).
+the program. An event's *type* is in no digest: a host may call a program something else, and give its bytes for the
+event's data. What can be a program is therefore every event but those whose proven data is too short for one: the
+separators (``BootEvent.may_be_program``).
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ EVENTS_MAX = 16 * 1024
 PCRS = 24
 ALGORITHMS_MAX = 8
 TEXT_CHARACTERS_MAX = 200
+SEPARATOR_BYTES = 4  # what firmware measures where it hands a PCR over (section 3.3.4.3 of the profile)
 
 SHA1, SHA256 = 0x0004, 0x000B
 # TCG Algorithm Registry: digest sizes. Unknown algorithms take the size that the log itself names.
@@ -100,8 +102,9 @@ class BootEvent:
         return self.type in _IMAGES
 
     def may_be_program(self, algorithm: int) -> bool:
-        """Tell whether something was measured that is not the event's own data, or a boot loader's command or file."""
-        return self.is_image or self.type == EV_IPL or self._proven(algorithm) is None
+        """Tell whether a program may have been measured: not if the digest is proven to be that of a separator."""
+        proven = self._proven(algorithm)
+        return proven is None or len(proven) > SEPARATOR_BYTES
 
     def proven_text(self, algorithm: int) -> str:
         """Return that part of ``text`` which the digest proves, nothing if it proves none.

@@ -24,6 +24,7 @@ from trustlog.errors import VerificationError
 from trustlog.measurement import MANIFEST_BYTES_MAX
 from trustlog.statements import QUOTE_SIZE, QuoteStatement
 from trustlog.tpm.registers import PROGRAM_EVENTS_MAX
+from trustlog.tpm.structures import NV_INDEXES
 
 SCHEMA_VERSION = 1
 EVIDENCE_BYTES_MAX = 16 * 2**20
@@ -213,7 +214,7 @@ def _tpm(part: _Members) -> TpmEvidence:
 def _anchors(part: _Members) -> ShownAnchors:
     index: int = part.get("index", int)
     records = part.base64("records", ANCHORS_BYTES_MAX)
-    if not 0 <= index < 2**32 or len(records) % ANCHOR_SIZE:
+    if index not in NV_INDEXES or len(records) % ANCHOR_SIZE:
         raise VerificationError("malformed", "the evidence has no proper 'anchors'")
     return ShownAnchors(index, records, part.hex("attest", QUOTE_BYTES_MAX), part.hex("signature", 64))
 

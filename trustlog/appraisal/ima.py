@@ -15,7 +15,8 @@ template data, or, before Linux 5.8, with the SHA-1 digest and zeros. A *violati
 was read) has a digest of zeros, and extends 0xFF….
 
 Replaying the list proves its digests and paths, in their order: the template data holds both. The template's *name* is
-in no digest: a host may change it, so the fields are read by their form, and a changed name hides nothing. That the
+in no digest: a host may change it, so the fields are read by their form: as a digest and a path if they are that, and
+else, if they are 276 bytes, as those of "ima". A changed name hides nothing. That the
 digest is the file's is the kernel's word; the firmware's event log says which kernel it was. The list grows while it is
 read: what is beyond the quoted PCR is cut off.
 """
@@ -37,7 +38,8 @@ DATA_BYTES_MAX = 64 * 1024
 PATH_BYTES_MAX = 4096
 
 _PATH_PADDED = 256
-_ZERO_SHA1 = bytes(20)
+_SHA1_BYTES = 20
+_ZERO_SHA1 = bytes(_SHA1_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,21 +115,28 @@ def _entry(reader: BytesReader) -> ImaEntry:
     name = reader.take(reader.bounded(4, NAME_BYTES_MAX, "a template's name of size")).decode("ascii", "replace")
     if name == "ima":
         digest = reader.take(20)
-        raw_path = reader.take(reader.bounded(4, _PATH_PADDED - 1, "a path of size"))
-        algorithm, hashed = "sha1", digest + raw_path + bytes(_PATH_PADDED - len(raw_path))
+        path = reader.take(reader.bounded(4, _PATH_PADDED - 1, "a path of size"))
+        hashed = digest + path + bytes(_PATH_PADDED - len(path))
     else:
         hashed = reader.take(reader.bounded(4, DATA_BYTES_MAX, "template data of size"))
-        try:
-            algorithm, digest, raw_path = _fields(hashed)
-        except VerificationError:
-            if name in {"ima-ng", "ima-sig"}:
-                raise
-            algorithm, digest, raw_path = "", b"", b""
+    algorithm, digest, raw_path = _read(hashed, name)
     is_violation = template_digest == _ZERO_SHA1
     if not is_violation and hashlib.sha1(hashed, usedforsecurity=False).digest() != template_digest:
         raise reader.error(f"has an entry before byte {reader.position} whose digest is not that of its content")
-    path = raw_path.decode("utf-8", "backslashreplace")
-    return ImaEntry(pcr, name, template_digest, hashed, algorithm, digest, path, is_violation)
+    shown = raw_path.decode("utf-8", "backslashreplace")
+    return ImaEntry(pcr, name, template_digest, hashed, algorithm, digest, shown, is_violation)
+
+
+def _read(hashed: bytes, name: str) -> tuple[str, bytes, bytes]:
+    """Return algorithm, digest and path of what a template's digest is taken over, whatever it is called."""
+    try:
+        return _fields(hashed)
+    except VerificationError:
+        if len(hashed) == _SHA1_BYTES + _PATH_PADDED:
+            return "sha1", hashed[:_SHA1_BYTES], hashed[_SHA1_BYTES:].rstrip(b"\0")
+        if name in {"ima-ng", "ima-sig"}:
+            raise
+        return "", b"", b""
 
 
 def _fields(data: bytes) -> tuple[str, bytes, bytes]:

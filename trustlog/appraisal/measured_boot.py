@@ -58,8 +58,14 @@ def judge_boot(shown: TpmEvidence, policy: TpmPolicy, manifest: bytes) -> BootFi
         entries, is_sha1 = _proven_ima(shown, policy)
         programs += [_file(entry) for entry in entries]
         if entries:
-            proven.append(f"the kernel measured {len(entries)} programs and files, in this order")
+            proven.append(
+                f"the IMA list leads to the quoted PCR {IMA_PCR}: {len(entries)} programs and files, in this order"
+            )
             not_proven.append(_manifest_in(entries, manifest, proven))
+            not_proven.append(
+                "that the kernel alone wrote the IMA list, and of all that ran: root can extend its PCR, or load a "
+                "policy that measures less"
+            )
         else:
             not_proven.append(f"which interpreter and files really ran: PCR {IMA_PCR} is empty; see allow_sha1")
         if is_sha1:
@@ -156,11 +162,11 @@ def _file(entry: ImaEntry) -> MeasuredProgram:
 
 
 def _manifest_in(entries: list[ImaEntry], manifest: bytes, proven: list[str]) -> str:
-    """Say whether the kernel measured every file of the manifest; return what is not proven, or nothing."""
+    """Say whether the list holds every file of the manifest; return what is not proven, or nothing."""
     files = _FILE_LINE.findall(manifest.decode("ascii", "replace"))
     digests = {entry.digest.hex() for entry in entries if entry.algorithm == "sha256" and not entry.is_violation}
     absent = [name for digest, name in files if digest not in digests]
     if files and not absent:
-        proven.append(f"the kernel measured all {len(files)} files of the manifest")
+        proven.append(f"the IMA list holds all {len(files)} files of the manifest")
         return ""
-    return f"that the trusted part's own files ran: {len(absent)} of {len(files)} are not in the kernel's list"
+    return f"that the trusted part's own files ran: {len(absent)} of {len(files)} are not in the IMA list"

@@ -32,7 +32,7 @@ class AttestationResult:
 
     levels: what the evidence rests on, never empty. root: what the conclusion rests on, in words. proven and
     not_proven: sentences for people. programs: what measured boot showed. endorser: who vouches for the hardware, in a
-    few words. anchored: the last index that a TPM's NV index anchors.
+    few words. anchored: the last index that a TPM's NV index anchors, as its host says.
     """
 
     levels: frozenset[EvidenceLevel]
@@ -61,7 +61,7 @@ class AttestationResult:
         if self.endorser:
             parts.append(self.endorser)
         if self.anchored is not None:
-            parts.append(f"anchored to {self.anchored:,}")
+            parts.append(f"anchored to {self.anchored:,} by its host's word")
         return ", ".join(parts)
 
     def facts(self) -> dict[str, object]:

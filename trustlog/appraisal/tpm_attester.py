@@ -21,7 +21,7 @@ from trustlog.appraisal.evidence import (
     TpmEvidence,
 )
 from trustlog.appraisal.ima import IMA_PCR
-from trustlog.errors import MisuseError, VerificationError
+from trustlog.errors import MisuseError, SealedStateError, VerificationError
 from trustlog.hashing import HASH_SIZE
 from trustlog.measurement import own_manifest, own_measurement
 from trustlog.statements import BackendKind, QuoteStatement
@@ -70,11 +70,14 @@ def make_tpm_evidence(log: TpmLog, *, nonce: bytes, context: bytes, measured_boo
 
 
 def _anchors(log: TpmLog, statement: bytes) -> ShownAnchors | None:
-    """Have the TPM certify the log's anchors; None if there are none, too many to show, or others in the index."""
+    """Have the TPM certify the log's anchors; None: there are none, too many, others in the index, a damaged list."""
     index = INDEX_DEFAULT if log.anchors is None else log.anchors.index
     nonce = hashlib.sha256(statement).digest()
     for _ in range(ANCHOR_ATTEMPTS_MAX):
-        listed = read_anchors(log.directory / ANCHORS_FILE)
+        try:
+            listed = read_anchors(log.directory / ANCHORS_FILE)
+        except SealedStateError:
+            return None  # `status` names the damage; the log goes on, and so does its evidence
         if not 1 <= len(listed) <= ANCHORS_BYTES_MAX // ANCHOR_SIZE:
             return None
         try:

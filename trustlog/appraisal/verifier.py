@@ -228,7 +228,11 @@ def _judge_anchors(
         )
         return
     found.anchored = tpm_verifier.verify_shown_anchors(said, statement, shown.anchors, policy, pins)
-    found.proven.append(f"the log's heads are anchored in the TPM's NV index up to entry {found.anchored:,}")
+    found.proven.append("the TPM's NV index holds the anchors that are shown, in this order, and no others")
+    found.not_proven.append(
+        f"that the last anchor is of entry {found.anchored:,} and the log's head there: the host chooses what it "
+        "anchors; compare it with an attestation of that entry"
+    )
 
 
 def _judge_tsm(said: QuoteStatement, shown: TsmEvidence, policy: Policy, now: datetime | None, found: Findings) -> None:

@@ -40,6 +40,7 @@ from trustlog.tpm.structures import (
     ALG_NULL,
     ALG_SHA256,
     CURVE_P256,
+    NV_INDEXES,
     SIGN,
     USER_WITH_AUTH,
     name_of,
@@ -78,11 +79,16 @@ class Anchor(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class AnchorIndex:
-    """An NV index for the anchors of the log ``log_id``, whose first write ``verifier`` must sign."""
+    """An NV index for the anchors of the log ``log_id``, whose first write ``verifier`` must sign. ValueError: none."""
 
     index: int
     log_id: bytes
     verifier: VerifyingKey
+
+    def __post_init__(self) -> None:
+        """Check the index: part 2, section 7.4, handles of type TPM_HT_NV_INDEX."""
+        if self.index not in NV_INDEXES:
+            raise ValueError(f"{self.index:#x} is no NV index, which are {NV_INDEXES[0]:#x} to {NV_INDEXES[-1]:#x}")
 
     @property
     def branches(self) -> tuple[bytes, bytes]:
@@ -366,7 +372,14 @@ def _read(path: Path) -> tuple[list[Anchor], int]:
     for number, line in enumerate(lines, 1):
         try:
             content = json.loads(line)
-            anchors.append(Anchor(int(content["last"]), bytes.fromhex(content["head"])))
-        except (ValueError, KeyError, TypeError) as error:
+            anchors.append(_anchor(content["last"], bytes.fromhex(content["head"])))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise SealedStateError(f"{path}: line {number} is damaged; restore the newest copy of this file") from error
     return anchors, sum(map(len, lines))
+
+
+def _anchor(last: object, head: bytes) -> Anchor:
+    """Return an anchor of proper sizes; ValueError otherwise."""
+    if type(last) is not int or not 0 <= last < 2**64 or len(head) != HASH_SIZE:
+        raise ValueError("no index, or no head")
+    return Anchor(last, head)

@@ -25,6 +25,7 @@ from trustlog.tpm.structures import ALG_RSA, Public, malformed, sized
 
 _IDENTITY = b"IDENTITY\0"
 RSA_EXPONENT = 65537  # what the template's 0 stands for
+RSA_BITS = 2048  # the template's
 
 
 class Credential(NamedTuple):
@@ -47,6 +48,8 @@ def public_key_of(public: Public) -> rsa.RSAPublicKey | ec.EllipticCurvePublicKe
     try:
         if public.kind == ALG_RSA:
             modulus = int.from_bytes(public.key, "big")
+            if modulus.bit_length() != RSA_BITS:
+                raise malformed(f"its RSA key has {modulus.bit_length()} bits, not {RSA_BITS}")
             return rsa.RSAPublicNumbers(public.detail[1] or RSA_EXPONENT, modulus).public_key()
         return ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), public.key)
     except ValueError as error:
@@ -58,7 +61,10 @@ def _share_seed(endorsement_key: Public) -> tuple[bytes, bytes]:
     if isinstance(key, rsa.RSAPublicKey):
         seed = os.urandom(32)
         sha256 = hashes.SHA256()
-        return seed, key.encrypt(seed, padding.OAEP(padding.MGF1(sha256), sha256, _IDENTITY))
+        try:
+            return seed, key.encrypt(seed, padding.OAEP(padding.MGF1(sha256), sha256, _IDENTITY))
+        except ValueError as error:  # an even modulus
+            raise malformed("its public key is none") from error
     return share_secret(key, _IDENTITY)
 
 

@@ -28,6 +28,7 @@ from typing import Self
 from trustlog.errors import VerificationError
 
 # Algorithms (TPM_ALG_ID, section 6.3), the curve (TPM_ECC_CURVE, 6.4).
+NV_INDEXES = range(0x01000000, 0x02000000)  # handles of type TPM_HT_NV_INDEX
 ALG_RSA = 0x0001
 ALG_SHA1 = 0x0004
 ALG_AES = 0x0006

@@ -49,6 +49,18 @@ def test_programs_and_texts():
     assert events[1].type_name == "EV_EFI_VARIABLE_DRIVER_CONFIG"
 
 
+def test_whatever_is_longer_than_a_separator_may_be_a_program():
+    """A type is in no digest, and a host may give a program's own bytes as its event's data."""
+    firmware = Firmware()
+    firmware.event(4, 0x04, bytes(4))
+    firmware.event(4, 0x06, b"MZ a program")
+    firmware.event(4, 0x80000001, b"#!/bin/sh")
+    firmware.event(4, 0x01, b"x: #!/bin/sh\0", b"#!/bin/sh")
+    firmware.event(4, 0x04, bytes(4), b"a program behind the data of a separator")
+    events = parse_boot_log(firmware.log).events
+    assert [event.may_be_program(SHA256) for event in events] == [False, True, True, True, True]
+
+
 def test_an_event_of_an_unknown_type_is_replayed_and_named_by_its_number():
     firmware = Firmware()
     firmware.event(9, 0x12345678, b"?")

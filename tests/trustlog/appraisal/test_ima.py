@@ -42,6 +42,23 @@ def test_the_old_template():
     )
 
 
+def test_a_changed_name_hides_nothing_of_276_bytes():
+    """As long as an entry of template "ima", which has another layout: what its digest is taken over is the same."""
+    ng = Kernel()
+    ng.ng("/usr/bin/" + "e" * 218, b"evil")
+    data = ng.list[-276:]
+    assert len(ng.list) == 4 + 20 + 4 + 6 + 4 + 276
+    as_old = ng.list[:24] + u32(3) + b"ima" + data[:20] + u32(255) + data[20:275]
+    (entry,), (renamed,) = parse_ima_list(ng.list), parse_ima_list(as_old)
+    assert renamed == replace(entry, template="ima")
+    assert proven_entries([renamed], ng.sha256) == 1
+    old = Kernel()
+    old.old("/sbin/init", b"init")
+    as_ng = old.list[:24] + u32(6) + b"ima-ng" + u32(276) + parse_ima_list(old.list)[0].hashed
+    (entry,), (renamed,) = parse_ima_list(old.list), parse_ima_list(as_ng)
+    assert renamed == replace(entry, template="ima-ng")
+
+
 def test_unknown_templates_are_replayed_and_other_registers_are_not():
     kernel = usual_programs()
     kernel.other("ima-buf", b"whatever it holds")

@@ -129,7 +129,7 @@ def test_the_document_round_trips():
         b"ak",
         b"ek",
         (b"der",),
-        ShownAnchors(7, b"r" * 80, b"attest", b"u" * 64),
+        ShownAnchors(0x01000000, b"r" * 80, b"attest", b"u" * 64),
     )
     for evidence in (
         EVIDENCE,
@@ -143,7 +143,7 @@ def test_the_document_round_trips():
 
 
 QUOTED = {"quote": "", "signature": "", "pcrs": {}}
-ANCHORS = {"index": 1, "records": "", "attest": "", "signature": ""}
+ANCHORS = {"index": 0x01FFFFFF, "records": "", "attest": "", "signature": ""}
 WHOLE_TPM = {
     "sha256": QUOTED,
     "programs": [],
@@ -177,7 +177,7 @@ WRONG_MEMBERS = [
     {"tpm": WHOLE_TPM | {"programs": [""] * 257}},
     {"tpm": WHOLE_TPM | {"programs": ["00" * 257]}},
     {"tpm": WHOLE_TPM | {"anchors": ANCHORS | {"records": "YQ=="}}},
-    {"tpm": WHOLE_TPM | {"anchors": ANCHORS | {"index": 2**32}}},
+    {"tpm": WHOLE_TPM | {"anchors": ANCHORS | {"index": 0x02000000}}},
     {"tpm": WHOLE_TPM | {"anchors": ANCHORS | {"index": True}}},
 ]
 

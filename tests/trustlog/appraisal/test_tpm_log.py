@@ -203,8 +203,9 @@ def test_what_the_tpm_anchors(log, tmp_path):
     known = {"nonce": NONCE, "pins": log.config.pins}
     result = appraise(evidence, wanted, **known)
     assert result.anchored == 1004
-    assert result.summary().endswith("AK enrolled, anchored to 1,004")
-    assert any("up to entry 1,004" in one for one in result.proven)
+    assert result.summary().endswith("AK enrolled, anchored to 1,004 by its host's word")
+    assert any("the anchors that are shown, in this order" in one for one in result.proven)
+    assert any("that the last anchor is of entry 1,004" in one for one in result.not_proven)
     assert result.facts()["anchored"] == 1004
     for unknown in (appraise(evidence, demanded(log), **known), appraise(evidence, wanted, nonce=NONCE)):
         assert unknown.anchored is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from itertools import pairwise
 
@@ -11,6 +12,7 @@ from replica.shell.trustedlog import details
 from tests.trustlog.support import NONCE, OTHER_NONCE, fixed_key, flip
 from tests.trustlog.tpm.support import add, public_of, sign
 from trustlog import MisuseError, SealedStateError, VerificationError, VerifyingKey
+from trustlog.appraisal import make_evidence
 from trustlog.appraisal.evidence import ANCHOR_SIZE, ANCHORS_BYTES_MAX
 from trustlog.tpm.anchors import (
     ANCHORS_FILE,
@@ -309,7 +311,15 @@ def test_damage_of_the_anchors_files_is_said_and_never_stops_the_log(anchored):
         (place, "", "anchor.json is damaged"),
         (place, "{", "anchor.json is damaged"),
         (place, '{"index": "0x1", "verifier": "04"}', "anchor.json is damaged"),
+        (place, '{"index": "0x1ffffffffff", "verifier": "04"}', "anchor.json is damaged"),
+        (place, good.replace('"0x', '"0xfffffffff'), "anchor.json is damaged"),
+        (place, good.replace('"0x', '"-0x'), "anchor.json is damaged"),
         (listed, "{}\n", "line 1 is damaged"),
+        (listed, json.dumps({"last": -1, "head": "00" * 32}) + "\n", "line 1 is damaged"),
+        (listed, json.dumps({"last": float("inf"), "head": "00" * 32}) + "\n", "line 1 is damaged"),
+        (listed, json.dumps({"last": 2**64, "head": "00" * 32}) + "\n", "line 1 is damaged"),
+        (listed, '{"last": 1, "head": "00"}\n', "line 1 is damaged"),
+        (listed, "[" * 100_000 + "\n", "line 1 is damaged"),
     ):
         place.write_text(good)
         path.write_text(wrong)
@@ -318,6 +328,7 @@ def test_damage_of_the_anchors_files_is_said_and_never_stops_the_log(anchored):
             assert named in log.anchors.trouble
             assert named in details(log)["anchor_trouble"]
             assert details(log)["anchored_to"] is None
+            make_evidence(log, nonce=bytes(32), context=bytes(32))
 
 
 def test_a_beginning_that_a_crash_left_half_done_is_finished(machine, tmp_path, monkeypatch):

@@ -349,8 +349,16 @@ def test_a_credential_is_decrypted_by_a_real_tpm_for_both_kinds_of_endorsement_k
 
 def test_a_key_that_is_no_key_is_refused():
     for kind in (ALG_RSA, ALG_ECC):
-        with pytest.raises(VerificationError, match="its public key is none"):
+        with pytest.raises(VerificationError, match=r"its public key is none|its RSA key has 0 bits"):
             public_key_of(Public.parse(endorsement_key_template(kind)))
+
+
+@pytest.mark.parametrize(
+    "key", [b"\x01", b"\x80" + bytes(254), b"\x7f" + bytes(255), b"\x80" + bytes(256), b"\x80" + bytes(255)]
+)
+def test_an_rsa_key_of_another_size_or_with_an_even_modulus_is_refused(key):
+    with pytest.raises(VerificationError, match=r"its RSA key has|its public key is none"):
+        make_credential(replace(Public.parse(endorsement_key_template(ALG_RSA)), key=key), bytes(34), b"secret")
 
 
 def test_a_tpm_without_a_free_handle_says_so(machine, tmp_path, monkeypatch):
