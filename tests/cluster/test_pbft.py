@@ -29,6 +29,7 @@ def client(directory, *arguments: object) -> subprocess.CompletedProcess:
     return command("client.cli.main", "-c", directory, *arguments)
 
 
+@pytest.mark.timeout(300)  # a dozen commands and four replicas, on a machine that may do other things
 def test_four_processes_a_killed_primary_and_no_way_back(tmp_path):
     directory = tmp_path / "c"
     made = replica("init", directory, "--ordering", "pbft", "--base-port", 0)
@@ -55,14 +56,14 @@ def test_four_processes_a_killed_primary_and_no_way_back(tmp_path):
                 async def begun() -> bool:
                     return int(await one.stale_get("n") or 0) >= 3
 
-                work = [asyncio.create_task(count(40)) for _ in range(5)]
+                work = [asyncio.create_task(count(20)) for _ in range(5)]
                 await until(begun, "work has begun")
                 assert not any(task.done() for task in work)
                 cluster.kill(0)
                 seen = [number for task in work for number in await task]
                 # Each increment once, whatever was sent again.
-                assert sorted(seen) == list(range(1, 201))
-                assert await one.get("n") == b"200"
+                assert sorted(seen) == list(range(1, 101))
+                assert await one.get("n") == b"100"
                 reports = await cluster.reports(one)
                 assert set(reports) == {1, 2, 3}
                 assert {report["view"] for report in reports.values()} == {1}
