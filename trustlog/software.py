@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from trustlog.errors import MisuseError, SealedStateError
 from trustlog.hashing import log_id
+from trustlog.keys import PUBLIC_KEY_SIZE
 from trustlog.log import AttestedLog, LogState, public_key_bytes
 from trustlog.measurement import own_measurement
 from trustlog.sealed import SEAL_KEY_SIZE, Files, SealedJournal, lock_directory, write_new
@@ -139,6 +140,11 @@ def _read_seal_key(path: Path, files: Files) -> bytes:
 
 
 def _unpack_identity(directory: Path, kind: BackendKind, identity: bytes) -> ec.EllipticCurvePrivateKey:
+    if len(identity) == PUBLIC_KEY_SIZE:
+        raise MisuseError(
+            f"the log in {directory} is a TPM's, which no other backend can open; if its tpm.json is missing, restore "
+            "that file from a copy"
+        )
     if identity[0] != kind:
         raise MisuseError(
             f"the log in {directory} was created for the {BackendKind(identity[0]).name.lower()} backend "

@@ -91,6 +91,34 @@ def test_systemd_finds_them_valid_and_safe(tmp_path, name, exposure_max):
     assert rated.returncode == 0, rated.stdout[-300:]
 
 
+DROP_IN = Path("trustlog-replica@.service.d") / "tpm.conf.example"
+
+
+def test_the_drop_in_opens_the_tpm_and_nothing_else():
+    lines = [line for line in (UNITS / DROP_IN).read_text().splitlines() if line and not line.startswith("#")]
+    assert lines == ["[Service]", "PrivateDevices=no", "DeviceAllow=/dev/tpmrm0 rw", "SupplementaryGroups=tss"]
+    assert service(NAMES[1])["DevicePolicy"] == ["closed"]
+    assert str(DROP_IN) in (UNITS / "README.md").read_text()
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+def test_systemd_finds_the_drop_in_valid(tmp_path):
+    programs = tmp_path / "bin"
+    programs.symlink_to(Path(sys.executable).parent)
+    for unit in NAMES:
+        (tmp_path / unit).write_text((UNITS / unit).read_text().replace(PROGRAMS, str(programs)))
+    (tmp_path / DROP_IN.parent).mkdir()
+    (tmp_path / DROP_IN.with_suffix("")).write_text((UNITS / DROP_IN).read_text())
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", f"./{NAMES[1]}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_memory_that_is_never_both_written_and_run_is_enough(tmp_path):
     """What MemoryDenyWriteExecute asks, by the kernel's own means where it has them (Linux 6.3)."""
     work = (

@@ -34,6 +34,8 @@ REPORT_BYTES_MAX = 64 * 1024
 CERTIFICATES_MAX = 8
 CERTIFICATE_BYTES_MAX = 16 * 1024
 QUOTE_BYTES_MAX = 4096
+# JSON values in a document; what evidence holds besides the list of programs are less than 200.
+VALUES_MAX = PROGRAM_EVENTS_MAX + 1024
 PROGRAM_EVENT_BYTES_MAX = 256
 TPM_PUBLIC_BYTES_MAX = 1024
 ANCHOR_SIZE = 40
@@ -180,6 +182,9 @@ def decode_evidence(data: bytes, bytes_max: int = EVIDENCE_BYTES_MAX) -> Evidenc
     """Read a document of at most ``bytes_max`` bytes; VerificationError("malformed") for anything else."""
     if len(data) > bytes_max:
         raise VerificationError("malformed", f"evidence of {len(data)} bytes; the limit is {bytes_max}")
+    # A decoded value takes many times the memory of its text: what can be values is counted before anything is decoded.
+    if not data.isascii() or sum(map(data.count, (b",", b"{", b"["))) > VALUES_MAX:
+        raise VerificationError("malformed", f"the evidence is not ASCII, or has more than {VALUES_MAX} JSON values")
     try:
         content = json.loads(data, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:

@@ -149,6 +149,13 @@ def _quotable(directory: Path | None, socket: Path | None) -> Iterator[AttestedL
             with RemoteLog.connect(socket) as remote:
                 yield remote
         except ServiceLostError as error:
+            if isinstance(error.__cause__, PermissionError):
+                raise CommandError(
+                    f"{socket}: permission denied for user {os.geteuid()}",
+                    "ask as the user that `trustlog serve --client-user` names, or as root",
+                    Exit.USAGE,
+                    code="os-error",
+                ) from error
             raise CommandError(
                 str(error), "is `trustlog serve` running?", Exit.UNREACHABLE, code="no-service"
             ) from error

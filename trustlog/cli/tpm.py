@@ -25,7 +25,7 @@ from trustlog.keys import SIGNATURE_SIZE
 from trustlog.sealed import Files, lock_directory, write_new
 from trustlog.statements import NONCE_SIZE
 from trustlog.tpm import anchors
-from trustlog.tpm.backend import RestartedError
+from trustlog.tpm.backend import ForeignValueError, RestartedError
 from trustlog.tpm.chain import dump_public_file, initial_head, read_public_file
 from trustlog.tpm.client import Signed, Tpm
 from trustlog.tpm.credential import Credential
@@ -41,7 +41,7 @@ from trustlog.tpm.enrol import (
     retire,
 )
 from trustlog.tpm.folder import CONFIG_FILE, PUBLIC_KEY_FILE, TpmConfig
-from trustlog.tpm.opening import check_key, open_log
+from trustlog.tpm.opening import check_key, open_log, read_state
 from trustlog.tpm.sealing import SEALED_FILE
 from trustlog.tpm.structures import Public
 
@@ -63,11 +63,24 @@ def tpm_commands() -> None:
 @tpm_commands.command(epilog=example("trustlog tpm status mylog"))
 @_DIRECTORY
 @output_option
-def status(directory: Path, output: Output) -> None:
-    """Open the log in DIR where its TPM stands, and say where that is."""
+def status(directory: Path, output: Output) -> Exit:
+    """Open the log in DIR where its TPM stands, and say where that is.
+
+    Exit 1 for a log that has ended: what its folder says of it, and why it says nothing more.
+    """
+    try:
+        data = _status(directory)
+    except (RestartedError, ForeignValueError) as error:
+        _show(output, {**_of_folder(directory), "ended": str(error)})
+        return Exit.NEGATIVE
+    _show(output, data)
+    return Exit.OK
+
+
+def _status(directory: Path) -> dict[str, object]:
     with open_log(directory) as log:
         pins, automatic = log.config.pins, log.anchors
-        data = {
+        return {
             "tpm": log.config.address,
             "pcr": pins.pcr,
             "base": pins.base.hex(),
@@ -78,7 +91,19 @@ def status(directory: Path, output: Output) -> None:
             "anchored_to": (None if automatic is None else automatic.anchored_to) or None,
             "anchor_trouble": None if automatic is None else automatic.trouble,
         }
-    _show(output, data)
+
+
+def _of_folder(directory: Path) -> dict[str, object]:
+    """Return what the folder of a log says that the TPM does not go on with."""
+    config, state = TpmConfig.load(directory / CONFIG_FILE), read_state(directory)
+    return {
+        "tpm": config.address,
+        "pcr": config.pins.pcr,
+        "base": config.pins.base.hex(),
+        "resets": state.epoch >> 32,
+        "restarts": state.epoch & 0xFFFFFFFF,
+        "last": state.last,
+    }
 
 
 @tpm_commands.command("request", epilog=example("trustlog tpm request mylog -o json > request.json"))
@@ -258,8 +283,8 @@ def anchor(*, directory: Path, verifier: Path, index: str, nonce: str | None, ou
             anchorage = anchors.Anchorage(log.client, _place(log.log_id, verifier, index), directory)
             anchorage.anchor(log.last, log.head)
             proof = anchorage.certify(log.config.handle, asked)
-    except RestartedError:
-        # The log has ended; what was anchored has not.
+    except (RestartedError, ForeignValueError):
+        # The log says nothing more; what was anchored still stands.
         config, (key, _) = TpmConfig.load(directory / CONFIG_FILE), read_public_file(directory / PUBLIC_KEY_FILE)
         with Tpm.open(config.address) as tpm:
             anchorage = anchors.Anchorage(tpm, _place(key.log_id, verifier, index), directory)

@@ -34,10 +34,14 @@ from trustlog.statements import BackendKind
 
 # A client that was killed and started again finds the service it had before still ending.
 LOCK_WAIT_S = 3.0
+_WRONG_USE = (MisuseError, FileNotFoundError, NotADirectoryError, PermissionError)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Serve until killed or, with --fd, until the client hangs up; 1 with the reason if that is impossible."""
+    """Serve until killed or, with --fd, until the client hangs up; if that is impossible, say why.
+
+    Then 2 is returned for wrong options, paths and owners, and 1 for what the machine does not give.
+    """
     options = _parse(argv)
     client: socket.socket | None = None
     try:
@@ -267,11 +271,12 @@ def _remove_stale(path: Path, folder: int) -> None:
 def _fail(error: Exception, client: socket.socket | None) -> int:
     """Tell whoever waits, a client or an operator, why there is no service."""
     if client is None:
-        _say(f"error: {error}")
+        as_whom = f" (as user {os.getuid()})" if isinstance(error, PermissionError) else ""
+        _say(f"error: {error}{as_whom}")
     elif not isinstance(error, StorageError):  # that one the client has been told
         with client, contextlib.suppress(OSError):
             client.sendall(frame(encode_refusal(Why.UNAVAILABLE, str(error), type(error).__name__)))
-    return 1
+    return 2 if isinstance(error, _WRONG_USE) else 1
 
 
 def _say(text: str) -> None:

@@ -59,6 +59,10 @@ class RestartedError(MisuseError):
     """The machine was started again without a CLOSE right before: what the log said last is not proven."""
 
 
+class ForeignValueError(MisuseError):
+    """The log's PCR does not hold what the log gave it: something else extended it, or the folder is an older copy."""
+
+
 class TpmLog:
     """One attested log in a TPM. Thread-safe: one lock around every verb. Made by ``create`` and ``open_log``.
 
@@ -300,7 +304,10 @@ class TpmLog:
     # Opening: where the TPM stands, against what the folder says.
 
     def _resume(self) -> None:
-        """Compare the TPM with the folder, and finish or begin what is due; RestartedError, TpmError, MisuseError."""
+        """Compare the TPM with the folder, and finish or begin what is due.
+
+        RestartedError, ForeignValueError: the log can say nothing more. TpmError: the TPM fails.
+        """
         pins, state = self.config.pins, self._state
         self._closing = self._read_close()
         signed = self._tpm.quote(self.config.handle, [pins.pcr], bytes(HASH_SIZE))
@@ -313,7 +320,7 @@ class TpmLog:
         if value != state.pcr:
             began = pins.base if state.role == Role.OPEN else state.pcr_before
             if state.last == 0 or value != began:
-                raise MisuseError(
+                raise ForeignValueError(
                     f"PCR {pins.pcr} of {self.config.address} does not hold what the log in {self._directory} gave it: "
                     "something else extended it, or the folder is an older copy of itself; if it was restored, put the "
                     f"newest one back. Otherwise: {RETIRE}"
@@ -329,14 +336,22 @@ class TpmLog:
         closed = {Role.CLOSE: state.pcr, Role.OPEN: state.pcr_before}.get(state.role)
         try:
             kept = Attestation.of_group((self._directory / CLOSE_FILE).read_bytes())
-            return kept if AppendStatement.decode(kept.statement).head_after == closed else None
+            said = AppendStatement.decode(kept.statement)
+            verify_append(self.identity, kept, (entry_digest(CLOSE_PAYLOAD),), context=said.context)
         except (FileNotFoundError, VerificationError):
             return None  # a crash came between CLOSE and the file: in the same epoch it is quoted again
+        return kept if said.head_after == closed else None
 
     def _reopen(self, epoch: int, value: bytes) -> None:
         """Go on in the next epoch if nothing can have been said in between; RestartedError otherwise."""
         pins, state = self.config.pins, self._state
-        if state.role != Role.CLOSE or self._closing is None:
+        if state.role == Role.CLOSE and self._closing is None:
+            raise RestartedError(
+                f"the machine was started again; the log in {self._directory} was closed before, but {CLOSE_FILE}, "
+                "which proves it, is missing there, damaged, or an older one: restore it from a copy. Without it: "
+                f"{RETIRE}"
+            )
+        if state.role != Role.CLOSE:
             raise RestartedError(
                 f"the machine was started again, and the log in {self._directory} was not closed before: nothing "
                 f"proves that entry {state.last} was its last. {RETIRE}"

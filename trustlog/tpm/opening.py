@@ -12,7 +12,7 @@ from trustlog.sealed import Files, SealedJournal, lock_directory
 from trustlog.tpm.backend import RETIRE, TpmLog, program_event
 from trustlog.tpm.chain import read_public_file
 from trustlog.tpm.client import Tpm
-from trustlog.tpm.folder import CONFIG_FILE, KEY_FILE, PUBLIC_KEY_FILE, STATE_FILE, TpmConfig
+from trustlog.tpm.folder import CONFIG_FILE, KEY_FILE, PUBLIC_KEY_FILE, STATE_FILE, TpmConfig, TpmState
 from trustlog.tpm.registers import PROGRAMS_FILE, ProgramEvent, program_pcr, value_with_program
 from trustlog.tpm.sealing import SEALED_FILE, load
 from trustlog.tpm.storekey import NEW_STORE
@@ -45,6 +45,15 @@ def open_log(directory: Path, *, files: Files | None = None) -> TpmLog:
         log._resume()  # noqa: SLF001 - the second half of its construction
         log._resources = stack.pop_all()  # noqa: SLF001
         return log
+
+
+def read_state(directory: Path) -> TpmState:
+    """Return the newest state that the folder of a log holds, without its TPM; SealedStateError if it is damaged."""
+    with ExitStack() as stack:
+        stack.callback(os.close, lock_directory(directory))
+        journal = SealedJournal.open(directory / STATE_FILE, (directory / KEY_FILE).read_bytes(), Files())
+        stack.callback(journal.close)
+        return TpmState.decode(journal.states[-1])
 
 
 def check_key(tpm: Tpm, config: TpmConfig, key: VerifyingKey) -> None:

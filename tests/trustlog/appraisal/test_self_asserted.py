@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from dataclasses import replace
 
 import pytest
@@ -216,3 +217,32 @@ def test_a_changed_document_is_refused_or_says_the_same(data):
     except VerificationError:
         return
     assert decoded in (EVIDENCE, replace(EVIDENCE, manifest=b""))
+
+
+@pytest.mark.parametrize(
+    ("unit", "members"), [(b"{},", b""), (b"[],", b""), (b"0,", b""), (b'"",', b""), ("\U0001f600".encode(), b'"')]
+)
+def test_a_document_of_the_full_size_takes_no_more_memory_than_its_text(unit, members):
+    opening, end = b'{"x": ' + (members or b"["), (members or b"0]") + b"}"
+    data = opening + unit * ((EVIDENCE_BYTES_MAX - len(opening) - len(end)) // len(unit)) + end
+    tracemalloc.start()
+    try:
+        with pytest.raises(VerificationError) as caught:
+            decode_evidence(data)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert caught.value.reason == "malformed"
+    assert peak < 2**20
+
+
+def test_a_long_text_that_nobody_reads_takes_a_few_times_its_size():
+    data = b'{"x": "' + b"a" * (EVIDENCE_BYTES_MAX - 9) + b'"}'
+    tracemalloc.start()
+    try:
+        with pytest.raises(VerificationError):
+            decode_evidence(data)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * EVIDENCE_BYTES_MAX

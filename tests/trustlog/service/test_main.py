@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from tests.trustlog.service.support import IS_ROOT, LOG_UID, REPLICA_UID, public_folder
+from tests.trustlog.service.support import LOG_UID, REPLICA_UID, as_root, public_folder
 from tests.trustlog.support import CONTEXT, digests_of
 from trustlog import BackendKind, LogInUseError, MisuseError, create
 from trustlog.service import __main__ as program
@@ -64,18 +64,18 @@ def test_the_client_is_told_why_there_is_no_service(tmp_path, monkeypatch):
     own, running = with_client(tmp_path / "log")
     with pytest.raises(MisuseError, match="there is no log"):
         RemoteLog(own)
-    assert running.join() == 1
+    assert running.join() == 2
     monkeypatch.setattr(program, "LOCK_WAIT_S", 0)
     with create(tmp_path / "log", kind=BackendKind.PROCESS):
         own, running = with_client(tmp_path / "log")
         with pytest.raises(LogInUseError):
             RemoteLog(own)
-        assert running.join() == 1
+        assert running.join() == 2
     (tmp_path / "log").chmod(0o755)
     own, running = with_client(tmp_path / "log")
     with pytest.raises(MisuseError, match="mode 0755"):
         RemoteLog(own)
-    assert running.join() == 1
+    assert running.join() == 2
 
 
 def test_it_ends_when_the_state_cannot_be_saved(tmp_path, monkeypatch):
@@ -116,10 +116,7 @@ def test_it_listens_and_takes_a_stale_socket_over(monkeypatch, capfd):
         else:
             assert Running(*options, "--client-uid", own[0] + 1).join() == 0
             assert path.stat().st_mode & 0o777 == 0o666
-            assert Running(*options, "--user", "1:1").join() == 1
-
-
-as_root = pytest.mark.skipif(not IS_ROOT, reason="what root must not be steered into, only root can be")
+            assert Running(*options, "--user", "1:1").join() == 2
 
 
 def start_as_root(folder, path, client_uid=REPLICA_UID):
@@ -160,7 +157,7 @@ def test_root_listens_in_no_folder_of_another_user_nor_below_one(became, capfd, 
     with public_folder() as folder:
         (folder / "run").mkdir(mode=0o755)
         os.chown(folder / whose, owner, owner)
-        assert start_as_root(folder, folder / "run" / "s") == 1
+        assert start_as_root(folder, folder / "run" / "s") == 2
         assert f"can be written by others (user {owner}" in capfd.readouterr().err
         assert (became, list((folder / "run").iterdir())) == ([], [])
 
@@ -172,7 +169,7 @@ def test_root_listens_in_no_folder_that_others_may_write(became, capfd, mode):
     with public_folder() as folder:
         (folder / "run").mkdir()
         (folder / "run").chmod(mode)
-        assert start_as_root(folder, folder / "run" / "s") == 1
+        assert start_as_root(folder, folder / "run" / "s") == 2
         assert "can be written by others (user 0" in capfd.readouterr().err
         assert (became, list((folder / "run").iterdir())) == ([], [])
 
@@ -183,10 +180,10 @@ def test_root_follows_no_link(became, capfd):
         (folder / "real").mkdir(mode=0o711)
         (folder / "run").symlink_to("real")
         for path in (folder / "run" / "s", folder / "run" / "made" / "s"):
-            assert start_as_root(folder, path) == 1
+            assert start_as_root(folder, path) == 2
             assert "without links on the way to it" in capfd.readouterr().err
         (folder / "real" / "s").symlink_to(folder / "nowhere")
-        assert start_as_root(folder, folder / "real" / "s") == 1
+        assert start_as_root(folder, folder / "real" / "s") == 2
         assert "is no socket" in capfd.readouterr().err
         assert became == []
         assert [path.name for path in (folder / "real").iterdir()] == ["s"]
@@ -214,7 +211,7 @@ def test_a_file_put_in_the_sockets_place_changes_no_owner(became, monkeypatch, c
                 path.hardlink_to(roots)
 
         monkeypatch.setattr(socket.socket, call, and_replace)
-        assert start_as_root(folder, path) == 1
+        assert start_as_root(folder, path) == 2
         assert looks(roots) == (0, 0o640)
         assert path.lstat().st_uid == 0
         assert became == ([] if call == "bind" else [(LOG_UID, LOG_UID)])
@@ -235,7 +232,7 @@ def test_a_socket_exchanged_while_it_changes_its_owner_is_noticed(became, monkey
             real(path, REPLICA_UID, -1)
 
         monkeypatch.setattr(os, "chown", and_replace)
-        assert start_as_root(folder, path) == 1
+        assert start_as_root(folder, path) == 2
         assert "was replaced" in capfd.readouterr().err
         assert became == []
 
@@ -249,7 +246,7 @@ def test_who_stays_root_opens_no_state_that_another_user_can_exchange(became, ca
         create(state, kind=BackendKind.PROCESS).close()
         os.chown(state.parent / whose, REPLICA_UID, REPLICA_UID)
         options = ["--state", state, "--socket", folder / "run" / "s", "--user", "0:0", "--client-uid", REPLICA_UID]
-        assert Running(*options).join() == 1
+        assert Running(*options).join() == 2
         assert f"can be written by others (user {REPLICA_UID}" in capfd.readouterr().err
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.trustlog.service.support import IS_ROOT, LOG_UID
+from tests.trustlog.service.support import IS_ROOT, LOG_UID, as_root
 from trustlog.service import sandbox
 from trustlog.service.protocol import Protection
 
@@ -175,7 +175,7 @@ def test_hidden_memory():
     assert done.stdout == "1 0 3\n0 1 (0, 0)\n"
 
 
-@pytest.mark.skipif(not IS_ROOT, reason="only root can give root up")
+@as_root
 def test_root_cannot_be_taken_back():
     code = f"import os; from trustlog.service import sandbox; sandbox.become({LOG_UID}, {LOG_UID}); print(os.getresuid(), os.getresgid(), os.getgroups()); os.setuid(0)"
     done = subprocess.run(

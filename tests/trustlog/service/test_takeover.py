@@ -24,6 +24,7 @@ from tests.trustlog.service.support import (
     REPLICA_UID,
     STRANGER_UID,
     Service,
+    as_root,
     public_folder,
 )
 from tests.trustlog.support import CONTEXT, digests_of
@@ -41,7 +42,6 @@ from trustlog.service.client import RemoteLog, ServiceLostError, ServiceRefusedE
 from trustlog.service.protocol import Protection
 from trustlog.statements import AppendStatement
 
-as_root = pytest.mark.skipif(not IS_ROOT, reason="only root can give the log and the replica users of their own")
 WHOLE = Protection.NO_NEW_PRIVILEGES | Protection.NO_DUMP
 FILES = ("read log.state", "open log.state to write", "read seal.key", "open seal.key to write")
 FOLDER = ("list the state's folder", "put a file into it", "rename it")

@@ -354,7 +354,7 @@ def test_a_damaged_close_file_is_quoted_again_in_the_same_epoch_and_lost_in_the_
     assert (folder / CLOSE_FILE).read_bytes()[:170] == whole[:170]
     (folder / CLOSE_FILE).unlink()
     machine.reboot()
-    with pytest.raises(RestartedError, match="was not closed before"):
+    with pytest.raises(RestartedError, match=r"was closed before, but close\.group"):
         open_log(folder)
 
 

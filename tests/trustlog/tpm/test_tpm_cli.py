@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -129,6 +130,53 @@ def test_a_log_goes_on_after_a_reboot_that_it_was_closed_for(log, machine):
     machine.start()
     ended = log.json("append", "log", "three", code=2)
     assert "the machine was started again" in ended["message"]
+    status = json.loads(log("tpm", "status", "log", "-o", "json", code=1)[0])
+    assert (status["resets"], status["last"]) == (2, 4)
+    assert "the machine was started again, and the log in log was not closed before" in status["ended"]
+
+
+def test_a_lost_close_is_told_from_one_that_never_was(log, machine):
+    log("append", "log", "one")
+    log("tpm", "close", "log")
+    close = log.directory / "log" / "close.group"
+    kept = close.read_bytes()
+    machine.reboot()
+    for wrong in (None, b"", kept[:-1], kept[:40] + bytes([kept[40] ^ 1]) + kept[41:]):
+        close.unlink(missing_ok=True)
+        if wrong is not None:
+            close.write_bytes(wrong)
+        message = log.json("append", "log", "two", code=2)["message"]
+        assert "was closed before, but close.group, which proves it, is missing there, damaged" in message
+    close.write_bytes(kept)
+    assert log.json("append", "log", "two")["first"] == 4
+
+
+def test_another_backend_does_not_open_it(log):
+    log("append", "log", "one")
+    serve = [sys.executable, "-m", "trustlog.cli.main", "serve", "--state", "log", "--socket", "run/s"]
+    serve += ["--user", "0"] if os.geteuid() == 0 else []
+    served = subprocess.run(serve, cwd=log.directory, capture_output=True, text=True, timeout=30, check=False)
+    assert served.returncode == 2
+    assert "is a TPM's, which no other backend can open" in served.stderr
+    (log.directory / "log" / "tpm.json").rename(log.directory / "tpm.json")
+    assert "if its tpm.json is missing, restore" in log.json("append", "log", "two", code=2)["message"]
+    (log.directory / "tpm.json").rename(log.directory / "log" / "tpm.json")
+    assert log.json("append", "log", "two")["first"] == 2
+
+
+def test_what_was_anchored_is_certified_also_where_something_else_extended_the_register(log, machine):
+    (log.directory / "verifier.pub").write_text(public_of(VERIFIER).hex() + "\n")
+    by = ["--verifier", "verifier.pub"]
+    assert begin_anchoring(log, lambda message: sign(VERIFIER, message).hex()) == (0, "")
+    log("append", "log", "one")
+    log("tpm", "anchor", "log", *by)
+    with machine.connect() as tpm:
+        tpm.pcr_extend(14, bytes(32))
+    assert "something else extended it" in log.json("append", "log", "two", code=2)["message"]
+    assert "something else extended it" in json.loads(log("tpm", "status", "log", "-o", "json", code=1)[0])["ended"]
+    keep(log, "anchors.json", "tpm", "anchor", "log", *by, "--nonce", NONCE.hex())
+    check = ["tpm", "verify-anchors", "anchors.json", "--key", "log/log.pub", *by, "--nonce", NONCE.hex()]
+    assert log.json(*check)["anchored_to"] == 1
 
 
 def test_a_crash_before_the_attestation_was_stored_is_repaired(log):
@@ -194,6 +242,7 @@ def test_heads_are_anchored_and_verified_without_a_tpm_also_after_a_power_cut(lo
     machine.start()
     assert "the machine was started again" in log.json("append", "log", "two", code=2)["message"]
     keep(log, "later.json", "tpm", "anchor", "log", *by, "--nonce", OTHER_NONCE.hex())
+    assert "was not closed" in json.loads(log("tpm", "status", "log", "-o", "json", code=1)[0])["ended"]
     later = ["tpm", "verify-anchors", "later.json", "--key", "log/log.pub", *by, "--nonce", OTHER_NONCE.hex()]
     assert log.json(*later)["anchored_to"] == 1
     shown = json.loads((log.directory / "anchors.json").read_text())
