@@ -17,14 +17,15 @@ from typing import Self, TypeVar
 
 from client.connection import Timing
 from client.driver import Driver
-from client.errors import ClientError, NoReceipt, NotExecuted, SessionExpired, Undecided, Unreachable
+from client.errors import ClientError, NoReceipt, NotExecuted, NotOffered, SessionExpired, Undecided, Unreachable
 from client.events import Settings
 from client.queries import ReplicaStatus, StaleAnswer, number_in
 from client.store import SCAN_PAGE, Bytes, KeyValueCalls, refusal, to_bytes
 from client.watch import Position, Watch
 from replica.apps import kv
-from replica.cluster.clusterfile import ClusterFile, load_cluster_file
+from replica.cluster.clusterfile import ClusterFile, load_any_cluster_file
 from replica.cluster.keys import ClientKey, load_client_key
+from replica.cluster.pbft import NO_LOGS
 from replica.core.envelope import Result, Status
 from trustlog.receipts import Outcome, Receipt
 
@@ -40,7 +41,7 @@ _Value = TypeVar("_Value")
 def load_cluster(directory: Path | str) -> tuple[ClusterFile, ClientKey]:
     """Read cluster.toml in `directory` and the client key in its folder "client"."""
     place = Path(directory)
-    return load_cluster_file(place), load_client_key(place / CLIENT_FOLDER)
+    return load_any_cluster_file(place), load_client_key(place / CLIENT_FOLDER)
 
 
 class Client(KeyValueCalls):
@@ -134,8 +135,10 @@ class Client(KeyValueCalls):
 
             replaced, receipt = await client.with_receipt(lambda calls: calls.put("greeting", "hello"))
 
-        NoReceipt if it was executed and f+1 replicas do not show it in time. ValueError unless it is one operation.
+        NoReceipt if it was executed and f+1 replicas do not show it in time. ValueError unless it is one operation,
+        NotOffered if the cluster has no trusted logs.
         """
+        self._check_logs()
         loop = asyncio.get_running_loop()
         ends = loop.time() + self._deadline(deadline_s)
         calls = OneOperation(self, ends)
@@ -162,6 +165,7 @@ class Client(KeyValueCalls):
 
         after: where to resume; without it, what changes from now on. deadline_s is for the beginning. See client.watch.
         """
+        self._check_logs()
         return Watching(self, to_bytes(prefix), after, self._deadline(deadline_s))
 
     async def slot(self, *, deadline_s: float | None = None) -> int:
@@ -181,6 +185,11 @@ class Client(KeyValueCalls):
         if result.status not in {Status.OK, Status.TOO_LARGE}:
             raise error_of(result)
         return result.slot
+
+    def _check_logs(self) -> None:
+        """Raise NotOffered in a PBFT cluster, whose replicas have nothing to show and keep no history."""
+        if not self.cluster.has_logs:
+            raise NotOffered(NO_LOGS)
 
     def _deadline(self, deadline_s: float | None) -> float:
         if deadline_s is None:

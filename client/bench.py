@@ -22,6 +22,8 @@ from client.cli.running import Target, example
 from client.measure import Level
 from client.queries import ReplicaStatus
 from client.surroundings import MEMORY_FILE_SYSTEMS, describe, file_system_of
+from replica.cluster.clusterfile import load_any_cluster_file
+from replica.cluster.pbft import PBFT
 from trustlog.cli.contract import CommandError, Output, output_option, run
 
 START_S = 30.0
@@ -41,8 +43,16 @@ LOG_SHOWN_BYTES = 2000
     ),
 )
 @plan_options
-@click.option("--f", "faults", type=click.IntRange(1, 10), default=1, show_default=True, help="2f+1 replicas.")
-@click.option("--ordering", type=click.Choice(["three-phase", "two-phase"]), default="three-phase", show_default=True)
+@click.option(
+    "--f", "faults", type=click.IntRange(1, 10), default=1, show_default=True, help="2f+1 replicas; pbft: 3f+1."
+)
+@click.option(
+    "--ordering",
+    type=click.Choice(["three-phase", "two-phase", PBFT.label]),
+    default="three-phase",
+    show_default=True,
+    help="pbft: 3f+1 replicas without logs, in memory whatever --durability says.",
+)
 @click.option("--durability", type=click.Choice(["disk", "memory"]), default="disk", show_default=True)
 @click.option("--log-backend", type=click.Choice(["process", "software"]), default="process", show_default=True)
 @click.option(
@@ -74,7 +84,7 @@ def cli(
     with tempfile.TemporaryDirectory(prefix="trustlog-bench-", dir=parent) as place:
         directory = Path(place) / "cluster"
         initialise(directory, faults, ordering, log_backend)
-        with started(directory, faults, durability) as pids:
+        with started(directory, durability) as pids:
 
             async def work(client: Client) -> tuple[list[Level], list[ReplicaStatus]]:
                 await client.put("ready", "yes", deadline_s=START_S)
@@ -85,8 +95,11 @@ def cli(
 
             result, found = Target(directory, DEADLINE_S).run(work)
         file_system = file_system_of(directory)
-    cluster = {**report_of(found, ordering, clients), "log_backend": log_backend, "file_system": file_system}
-    if file_system in MEMORY_FILE_SYSTEMS and durability == "disk":
+    kept = "none" if ordering == PBFT.label else log_backend
+    cluster = {**report_of(found, ordering, clients), "log_backend": kept, "file_system": file_system}
+    if ordering == PBFT.label:
+        click.echo("note: PBFT here keeps nothing on disk: compare it with --durability memory", err=True)
+    elif file_system in MEMORY_FILE_SYSTEMS and durability == "disk":
         click.echo(f"note: the files lay in memory ({file_system}); name a disk with --dir", err=True)
     show(output, result, cluster, {**before, "load_average_after": describe()["load_average"]}, plot)
 
@@ -101,22 +114,24 @@ async def all_up(client: Client) -> None:
 def initialise(directory: Path, faults: int, ordering: str, log_backend: str = "process") -> None:
     """Make a cluster directory with free ports, by the command that users have."""
     command = [sys.executable, "-m", "replica.cli.main", "init", str(directory), "-o", "json"]
-    command += ["--f", str(faults), "--base-port", "0", "--ordering", ordering, "--log-backend", log_backend]
+    command += ["--f", str(faults), "--base-port", "0", "--ordering", ordering]
+    command += [] if ordering == PBFT.label else ["--log-backend", log_backend]
     done = subprocess.run(command, capture_output=True, text=True, timeout=START_S, check=False)  # noqa: S603
     if done.returncode != 0:
         raise CommandError(f"trustlog-replica init failed: {_error_in(done.stdout) or done.stderr.strip()}")
 
 
 @contextlib.contextmanager
-def started(directory: Path, faults: int, durability: str) -> Iterator[dict[str, int]]:
-    """Run the replicas as child processes; yields their process ids by name."""
+def started(directory: Path, durability: str) -> Iterator[dict[str, int]]:
+    """Run the replicas as child processes; yields their process ids by name. PBFT's keep nothing on disk."""
+    cluster = load_any_cluster_file(directory)
     children: list[subprocess.Popen[bytes]] = []
     with contextlib.ExitStack() as stack:
-        for number in range(2 * faults + 1):
+        for number in range(cluster.genesis.n):
             log = stack.enter_context((directory / f"replica-{number}.log").open("w+b"))
             home = directory / f"replica-{number}"
             command = [sys.executable, "-m", "replica.cli.main", "run", str(home)]
-            command += ["--durability", durability]
+            command += ["--durability", durability if cluster.has_logs else "memory"]
             child = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)  # noqa: S603
             stack.callback(stop_child, child)
             children.append(child)

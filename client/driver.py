@@ -10,7 +10,7 @@ from typing import cast
 
 from client.connection import ReplicaLink, Timing
 from client.core import ClientCore
-from client.errors import ClientError, NotExecuted, Overloaded, Undecided, Unreachable
+from client.errors import ClientError, NotExecuted, NotOffered, Overloaded, Undecided, Unreachable
 from client.events import AskReports, Complete, Effect, Fail, Failure, Send, Settings, WakeAt
 from client.queries import Queries, ReplicaStatus, StaleAnswer, StaleRound, number_in, read_report
 from client.receipts import Addressed, ReceiptRound
@@ -18,6 +18,7 @@ from client.watch import Watch
 from replica.cluster.clusterfile import ClusterFile
 from replica.cluster.identities import members_of
 from replica.cluster.keys import ClientKey
+from replica.cluster.pbft import NO_LOGS
 from replica.core.envelope import OPEN_NONCE_SIZE, Result, SessionId
 from replica.core.layout import LayoutError
 from replica.wire.messages import (
@@ -58,6 +59,7 @@ class Driver:
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._cluster = cluster
+        self._members = members_of(cluster.genesis) if cluster.has_logs else None
         self.core = ClientCore(
             cluster.genesis,
             cluster.cluster_id,
@@ -69,7 +71,6 @@ class Driver:
         chosen = Timing() if timing is None else timing
         self.links = [ReplicaLink(cluster, place, key, self, chosen) for place in cluster.replicas]
         self.queries = Queries()
-        self._members = members_of(cluster.genesis)
         self.n, self.quorum = cluster.genesis.n, cluster.genesis.quorum
         self.watches: dict[Watch, None] = {}
         self.watch_queries: dict[int, Watch] = {}
@@ -268,6 +269,8 @@ class Driver:
 
     async def receipt(self, said: Outcome, deadline_s: float) -> Receipt:
         """Ask the replicas for their RESULTs, again until f+1 alike are verified; Undecided says why there is none."""
+        if self._members is None:
+            raise NotOffered(NO_LOGS)
         query, waiting = self.queries.next(), ReceiptRound(self._members, said)
         self.queries.receipts[query] = waiting
         frame = encode_frame(AskReceipt(RECEIPT_VERSION, query, said.slot, said.leaf))

@@ -22,6 +22,10 @@ class NotExecuted(ClientError):
     """The operation is certain not to be executed."""
 
 
+class NotOffered(NotExecuted):
+    """This kind of cluster does not do that: one without trusted logs (PBFT) has no receipts and no watches."""
+
+
 class Unreachable(NotExecuted):
     """Not enough replicas could be reached, so the operation never left this client."""
 

@@ -161,6 +161,8 @@ SKELETON = {
         "replica/cluster/a",
         "replica/wire/a",
         "replica/shell/a",
+        "replica/pbft/a",
+        "replica/pbft/machine",
         "replica/operations/a",
         "replica/sim/a",
         "replica/lab/a",
@@ -195,11 +197,15 @@ def skeleton(tmp_path):
         ),
         ("replica/shell/a.py", "from replica.lab import a", "cli, operations or lab, shell, wire, cluster, core"),
         ("replica/sim/a.py", "from replica.lab import a", "cli, operations or lab, shell, wire, cluster, core"),
+        ("replica/shell/a.py", "from replica.pbft import a", "cli, operations or lab, shell, wire, cluster, core"),
+        ("replica/sim/a.py", "from replica.pbft import a", "cli, operations or lab, shell, wire, cluster, core"),
+        ("replica/pbft/a.py", "from replica.lab import a", "cli, operations or lab, shell, wire, cluster, core"),
         ("replica/operations/a.py", "from replica.cli import a", "cli, operations or lab, shell, wire, cluster, core"),
         ("replica/apps/kv.py", "from trustlog import sealed", "core and applications"),
         ("replica/core/a.py", "import trustlog.software", "core and applications"),
         ("client/a.py", "from replica.shell import a", "client: no daemon"),
         ("client/a.py", "from replica.cli import a", "client: no daemon"),
+        ("client/a.py", "from replica.pbft import a", "client: no daemon"),
     ],
 )
 def test_import_against_the_layers_is_found(skeleton, where, line, contract):
@@ -224,6 +230,7 @@ def test_program_fails_for_each_rule(skeleton, monkeypatch, capsys):
     for where, line in [
         ("trustlog/software.py", "import numpy"),
         ("replica/core/a.py", "import time"),
+        ("replica/pbft/machine.py", "import asyncio"),
         ("client/a.py", "assert True"),
         ("replica/wire/a.py", "import replica.shell.a"),
     ]:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from client.api import CLIENT_FOLDER, Client
-from client.errors import ClientError, NoReceipt, NotExecuted, OperationFailed, SessionExpired, Undecided
+from client.errors import ClientError, NoReceipt, NotExecuted, NotOffered, OperationFailed, SessionExpired, Undecided
 from replica.apps.kv import KEY_BYTES_MAX
 from replica.cluster.clusterfile import CLUSTER_FILE_NAME
 from replica.cluster.keys import CLIENT_KEY_NAME
@@ -82,6 +82,8 @@ def as_command_error(error: Exception) -> CommandError:
     if isinstance(error, Undecided):
         hint = "see what is there before you repeat; trustlog-client status shows each replica"
         return CommandError(str(error), hint, Exit.UNREACHABLE, code="undecided")
+    if isinstance(error, NotOffered):
+        return CommandError(str(error), "", Exit.USAGE, code="not-offered")
     if isinstance(error, NotExecuted):
         hint = "are the replicas running? trustlog-client status shows each; --deadline waits longer"
         return CommandError(str(error), hint, Exit.UNREACHABLE, code="unreachable")

@@ -36,7 +36,7 @@ def status(cluster: Target, *, output: Output) -> Exit:
     Below a table stands what replicas concluded from each other's evidence of which program holds their log's key.
     """
     client = cluster.open()
-    quorum = client.cluster.genesis.quorum
+    quorum = client.cluster.needed
     found = cluster.run(lambda opened: opened.status())
     reachable = sum(1 for replica in found if replica.reachable)
     serves = reachable >= quorum

@@ -20,7 +20,9 @@ from typing import Any, Final
 
 import click
 
-from replica.cluster.clusterfile import CLUSTER_FILE_NAME, ClusterFile, load_cluster_file, log_kind_label
+from replica.cluster.clusterfile import CLUSTER_FILE_NAME, ClusterFile, load_any_cluster_file, log_kind_label
+from replica.cluster.home import STARTED_NAME
+from replica.cluster.pbft import BASELINE, NO_LOGS
 from replica.cluster.provision import DEFAULT_APPLICATION, init_cluster, replica_folder_name
 from replica.core.genesis import Ordering
 from trustlog import BackendKind
@@ -68,6 +70,8 @@ class Screen:
         genesis = cluster.genesis
         note = " (temporary: removed at the end)" if temporary else ""
         self._print(f"{genesis.n} replicas, f = {genesis.f}, {genesis.ordering.label}, {genesis.application}")
+        if not cluster.has_logs:
+            self._print(f"warning: {BASELINE}")
         if any(member.log_kind == BackendKind.PROCESS for member in genesis.members):
             self._print("each replica's log is a process of its own, under the same user: fine for trying things out")
         self._print(f"cluster in {printable(str(directory))}{note}")
@@ -150,7 +154,7 @@ def run_development_cluster(
                 home, f=f, base_port=base_port, ordering=ordering, application=application, log_kind=kind
             )
         else:
-            cluster = load_cluster_file(home)
+            cluster = load_any_cluster_file(home)
             wanted = {
                 "--f": f,
                 "--base-port": base_port,
@@ -158,7 +162,10 @@ def run_development_cluster(
                 "--app": application,
                 "--log-backend": log_backend,
             }
+            _check_not_started(home, cluster)
             _check_like(home, cluster, {option: value for option, value in wanted.items() if option in given})
+        if http_base_port is not None and not cluster.has_logs:
+            raise CommandError(f"--http-base-port: {NO_LOGS}", exit_code=Exit.USAGE, code="configuration")
         screen.banner(home, cluster, temporary=root is not None, http_base_port=http_base_port)
         children = [
             _replica_command(home, place.number, as_json=as_json, http_base_port=http_base_port)
@@ -205,6 +212,18 @@ async def run_children(
         await _end(processes, watchers, screen, stop_seconds)
 
 
+def _check_not_started(home: Path, cluster: ClusterFile) -> None:
+    """Refuse a PBFT cluster that ran: its replicas would refuse one by one."""
+    folders = [home / replica_folder_name(place.number) for place in cluster.replicas]
+    if not cluster.has_logs and any((folder / STARTED_NAME).exists() for folder in folders):
+        raise CommandError(
+            f"{home}: this PBFT cluster ran before, and keeps nothing of it: it cannot be started again",
+            "name a new directory",
+            Exit.USAGE,
+            code="configuration",
+        )
+
+
 def _check_like(home: Path, cluster: ClusterFile, wanted: Mapping[str, object]) -> None:
     """Refuse to run a cluster under options that it was not made with; CommandError names the first difference."""
     genesis = cluster.genesis
@@ -213,7 +232,7 @@ def _check_like(home: Path, cluster: ClusterFile, wanted: Mapping[str, object]) 
         "--ordering": genesis.ordering.label,
         "--app": genesis.application,
         "--base-port": cluster.replicas[0].port,
-        "--log-backend": log_kind_label(genesis.members[0].log_kind),
+        "--log-backend": log_kind_label(genesis.members[0].log_kind) if cluster.has_logs else "none",
     }
     for option, value in wanted.items():
         # Base port 0 leaves the choice to the system, which has chosen.

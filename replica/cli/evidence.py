@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 from replica.cluster.clusterfile import ClusterFile, load_cluster_file
-from replica.cluster.home import EVIDENCE_NAME
-from replica.cluster.strict_toml import read_bounded
+from replica.cluster.home import EVIDENCE_NAME, SIGNING_KEY_NAME
+from replica.cluster.pbft import NO_LOGS
+from replica.cluster.strict_toml import ConfigError, read_bounded
 from replica.core.evidence import EVIDENCE_BYTES_MAX, Kind, decode_claim
 from replica.core.layout import LayoutError
 from replica.core.proving import UnprovenError, examine
@@ -50,6 +51,8 @@ def list_command(*, folder: Path, output: Output) -> None:
     With -o plain, each file is a line of five fields with a space between them: log; rule; index of the entry, or -;
     how it is shown (entry, replay, checkpoint, fork, bare: not self-contained, damaged); file.
     """
+    if (folder / SIGNING_KEY_NAME).exists():
+        raise ConfigError(f"{folder}: {NO_LOGS}")
     files = [_listed(path) for path in EvidenceFolder(folder / EVIDENCE_NAME).files()]
     names = ("log", "rule", "index", "kind", "file")
     rows = [["-" if file[name] is None else file[name] for name in names] for file in files]

@@ -5,16 +5,17 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import click
+from click.core import ParameterSource
 
 from replica.application import ApplicationLoadError, load_application
-from replica.cluster.clusterfile import parse_address
+from replica.cluster.clusterfile import ORDERINGS, parse_address
+from replica.cluster.pbft import PBFT
 from replica.cluster.provision import DEFAULT_APPLICATION
 from replica.core.genesis import Ordering
 from replica.core.quorum import FAULTS_MAX
 from trustlog.cli.contract import CommandError, Exit
 
 PROGRAM = "trustlog-replica"
-ORDERINGS = {ordering.label: ordering for ordering in Ordering}
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -56,7 +57,7 @@ FAULTS = click.option(
     type=click.IntRange(1, FAULTS_MAX),
     default=1,
     show_default=True,
-    help="Faulty replicas to survive; there are 2f + 1 replicas.",
+    help="Faulty replicas to survive; there are 2f + 1 replicas (3f + 1 with pbft).",
 )
 
 
@@ -84,7 +85,7 @@ def agreed_options(command: Command) -> Command:
             type=click.Choice(list(ORDERINGS)),
             default=Ordering.THREE_PHASE.label,
             show_default=True,
-            help="two-phase saves one message delay (MinBFT).",
+            help="two-phase saves one message delay (MinBFT); pbft: a baseline without trusted logs, in memory.",
         ),
         click.option(
             "--app",
@@ -109,3 +110,12 @@ def check_application(name: str) -> None:
         load_application(name)
     except ApplicationLoadError as error:
         raise CommandError(f"--app: {error}", exit_code=Exit.USAGE, code="application") from error
+
+
+def refuse_log_options(ordering: str) -> None:
+    """Refuse options of a trusted log for a cluster that has none, instead of passing them over."""
+    context = click.get_current_context()
+    for name, option in (("log_backend", "--log-backend"), ("encrypt_store", "--encrypt-store")):
+        given = context.get_parameter_source(name) not in {None, ParameterSource.DEFAULT}
+        if ordering == PBFT.label and given:
+            raise click.UsageError(f"{option} belongs to trusted logs, and with --ordering pbft there are none")

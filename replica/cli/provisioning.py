@@ -12,15 +12,16 @@ from replica.cli.options import (
     FAULTS,
     LOG_BACKEND,
     NEW_DIRECTORY,
-    ORDERINGS,
     PROGRAM,
     Address,
     Hosts,
     agreed_options,
     check_application,
+    refuse_log_options,
 )
-from replica.cluster.clusterfile import ClusterFile
+from replica.cluster.clusterfile import ORDERINGS, ClusterFile
 from replica.cluster.home import STORE_KEY_BACKENDS, TrustedLogSettings
+from replica.cluster.pbft import BASELINE
 from replica.cluster.provision import (
     CLIENT_NAME,
     DEFAULT_BASE_PORT,
@@ -78,6 +79,7 @@ def init_command(
     All private keys are made here. Where each machine should make its own, use keygen and assemble.
     """
     check_application(application)
+    refuse_log_options(ordering)
     cluster = init_cluster(
         directory,
         f=f,
@@ -233,7 +235,7 @@ def _show_cluster(output: Output, cluster: ClusterFile, file: Path, directory: P
             "number": place.number,
             "address": place.address,
             "certificate_sha256": place.fingerprint.hex(),
-            "log_id": log_id(member.log_public_key).hex(),
+            **({"log_id": log_id(member.log_public_key).hex()} if cluster.has_logs else {}),
             **({"log_enrolled": place.log_enrolled} if member.log_kind == BackendKind.TPM else {}),
         }
         for place, member in zip(cluster.replicas, genesis.members, strict=True)
@@ -257,6 +259,8 @@ def _show_cluster(output: Output, cluster: ClusterFile, file: Path, directory: P
     plain += [f"replica-{replica['number']}={replica['address']}" for replica in replicas]
     table = grid(
         ["replica", "address", "log id"],
-        [[r["number"], r["address"], f"{str(r['log_id'])[:16]}…"] for r in replicas],
+        [[r["number"], r["address"], f"{str(r['log_id'])[:16]}…" if "log_id" in r else "none"] for r in replicas],
     )
     output.result({**summary, "replicas": replicas}, plain, Lines(key_values(summary), "", table, "", Text(next_step)))
+    if not cluster.has_logs:
+        click.echo(f"warning: {BASELINE}", err=True)

@@ -14,13 +14,14 @@ from replica.cli.options import (
     FAULTS,
     FOLDER,
     LOG_BACKEND,
-    ORDERINGS,
     agreed_options,
     check_application,
+    refuse_log_options,
 )
 from replica.cli.settings import flags_given, settings_options
+from replica.cluster.clusterfile import ORDERINGS
 from replica.cluster.environment import unknown_variables
-from replica.cluster.home import load_home
+from replica.cluster.home import load_any_home, load_home
 from replica.core.quorum import FAULTS_MAX
 from trustlog import TrustLogError
 from trustlog.cli.contract import Exit, Output, example, output_option
@@ -47,12 +48,16 @@ def run_command(
     # Imported here: the other commands need no daemon, and answer sooner without it.
     from replica.shell import daemon  # noqa: PLC0415
 
-    home = load_home(folder, flags_given(settings))
+    home = load_any_home(folder, flags_given(settings))
     if output.format == "json" and "log_format" not in flags_given(settings):
         home = dataclasses.replace(home, settings=dataclasses.replace(home.settings, log_format="json"))
     daemon.configure_logging(home)
     for name, near in unknown_variables(os.environ).items():
         structlog.get_logger().warning("unknown variable in the environment", name=name, did_you_mean=near or None)
+    if not home.cluster.has_logs:
+        from replica.pbft import daemon as pbft_daemon  # noqa: PLC0415
+
+        raise click.exceptions.Exit(pbft_daemon.run(home))
     try:
         status = daemon.run(home)
     except daemon.StartError as error:
@@ -111,6 +116,7 @@ def dev_command(
     }
     given = {option for name, option in names.items() if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT}
     check_application(application)
+    refuse_log_options(ordering)
     return run_development_cluster(
         directory,
         f=f,

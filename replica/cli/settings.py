@@ -13,7 +13,7 @@ from rich.console import Group
 from rich.text import Text
 
 from replica.cli.options import Address, Command
-from replica.cluster.clusterfile import CLUSTER_FILE_NAME, ClusterFile, format_address, load_cluster_file
+from replica.cluster.clusterfile import CLUSTER_FILE_NAME, ClusterFile, format_address, load_any_cluster_file
 from replica.cluster.environment import (
     RETAIN_MIB_MAX,
     VARIABLES,
@@ -23,7 +23,7 @@ from replica.cluster.environment import (
     settings_of,
     unknown_variables,
 )
-from replica.cluster.home import SETTINGS_NAME, ReplicaHome, load_home
+from replica.cluster.home import SETTINGS_NAME, ReplicaHome, load_any_home
 from replica.cluster.strict_toml import parse_toml, read_bounded
 from trustlog.cli.contract import CommandError, Exit, Output, example, grid, key_values, output_option, printable
 
@@ -101,10 +101,10 @@ def check_command(*, place: Path, output: Output, **settings: object) -> None:
     """
     notes = _variables()
     if place.is_file() or ((place / CLUSTER_FILE_NAME).exists() and not (place / SETTINGS_NAME).exists()):
-        _show_cluster(load_cluster_file(place), output)
+        _show_cluster(load_any_cluster_file(place), output)
         return
     flags = flags_given(settings)
-    home = load_home(place, flags)
+    home = load_any_home(place, flags)
     rows = _effective(home, flags)
     data = {
         "folder": str(place),
@@ -147,6 +147,8 @@ def _effective(home: ReplicaHome, flags: Mapping[str, object]) -> list[tuple[str
             source = str(path)
         rows.append((field, _shown(getattr(home.settings, field)), source))
     trusted = home.settings.trusted_log
+    if not home.cluster.has_logs:
+        return [*rows, ("trusted_log", "none", str(home.cluster_path))]
     kept = trusted.backend.name.lower() + ("" if trusted.socket is None else f" at {trusted.socket}")
     kept += ", payloads sealed" if trusted.encrypt_store else ""
     rows.append(("trusted_log", kept, str(path) if "trusted_log" in in_file else "default"))

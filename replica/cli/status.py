@@ -13,8 +13,8 @@ from rich.live import Live
 from rich.text import Text
 
 from replica.cli.options import FOLDER
-from replica.cluster.clusterfile import CLUSTER_FILE_NAME, ClusterFile, load_cluster_file
-from replica.cluster.home import SETTINGS_NAME, load_home
+from replica.cluster.clusterfile import CLUSTER_FILE_NAME, ClusterFile, load_any_cluster_file
+from replica.cluster.home import SETTINGS_NAME, load_any_home
 from replica.operations.asking import DEADLINE_S, DEADLINE_S_MAX, Answer, Outcome, ask_all
 from replica.operations.health import check_health
 from replica.operations.reports import doubts, median_ms, text
@@ -100,7 +100,7 @@ def health_command(*, folder: Path, live: bool, deadline: float, output: Output)
     probe or a script. It asks over the port that clients use, with the public cluster.toml, and ends within the
     deadline: not reachable is 1 as well.
     """
-    found = asyncio.run(check_health(load_home(folder), deadline))
+    found = asyncio.run(check_health(load_any_home(folder), deadline))
     healthy = found.live if live else found.ready
     data: dict[str, object] = {
         "replica": found.number,
@@ -119,13 +119,13 @@ def health_command(*, folder: Path, live: bool, deadline: float, output: Output)
 def cluster_at(place: Path) -> ClusterFile:
     """Return the cluster of a replica's folder, or of a directory or file that holds a cluster.toml."""
     if (place / SETTINGS_NAME).exists() and not (place / CLUSTER_FILE_NAME).exists():
-        return load_home(place).cluster
-    return load_cluster_file(place)
+        return load_any_home(place).cluster
+    return load_any_cluster_file(place)
 
 
 def _exit(cluster: ClusterFile, answers: Sequence[Answer]) -> Exit:
     reached = sum(1 for answer in answers if answer.outcome is Outcome.ANSWERED)
-    return Exit.OK if reached >= cluster.genesis.quorum else Exit.UNREACHABLE
+    return Exit.OK if reached >= cluster.needed else Exit.UNREACHABLE
 
 
 def _times(interval: float, count: int | None) -> Any:  # noqa: ANN401 - a generator of nothing
@@ -153,8 +153,8 @@ def _print(cluster: ClusterFile, answers: Sequence[Answer], output: Output) -> N
         "cluster": cluster.genesis.name,
         "cluster_id": cluster.cluster_id.hex(),
         "reachable": len(reached),
-        "quorum": cluster.genesis.quorum,
-        "serves": len(reached) >= cluster.genesis.quorum,
+        "quorum": cluster.needed,
+        "serves": len(reached) >= cluster.needed,
         "known": known,
         "replicas": [
             {
@@ -184,7 +184,7 @@ def _table(cluster: ClusterFile, answers: Sequence[Answer]) -> RenderableType:
     reached = sum(1 for answer in answers if answer.outcome is Outcome.ANSWERED)
     genesis = cluster.genesis
     kept = [Text(f"log of {', '.join(numbers)}: {printable(kind)}") for kind, numbers in _backends(answers).items()]
-    summary = f"{genesis.name}: {reached} of {genesis.n} replicas answer, {genesis.quorum} are needed; * primary"
+    summary = f"{genesis.name}: {reached} of {genesis.n} replicas answer, {cluster.needed} are needed; * primary"
     remarks = [Text(printable(f"replica-{row[0]}: {row[12]}")) for row in rows if row[12]]
     return Group(shown, *remarks, *kept, Text(printable(summary)))
 

@@ -6,6 +6,8 @@
     [genesis.limits]         every field of Limits
     [[genesis.members]]      number, log_kind ("software", "process" or "tpm"), log_public_key (hex, 65 bytes)
                              and for a TPM's log log_pins (hex, 75 bytes: what its enrolment pinned)
+    With ordering = "pbft" (a baseline without trusted logs, see replica.cluster.pbft) there are 3f+1 members, each with
+    number and signing_public_key (hex, 65 bytes); only `load_any_cluster_file` reads that.
     [appraisal]              optional: what replicas demand of each other's evidence, an appraisal policy (see
                              trustlog.appraisal.policy, without its `format`); not agreed on, so it can be changed
     [[replicas]]             number, address ("host:port", "[IPv6]:port"), certificate (PEM, self-signed); for a TPM's
@@ -25,6 +27,8 @@ from typing import Final
 import tomli_w
 
 from replica.cluster.keys import certificate_der, certificate_pem, certificate_public_key
+from replica.cluster.pbft import FAULTS_MAX as PBFT_FAULTS_MAX
+from replica.cluster.pbft import NO_LOGS, PBFT, PbftGenesis, pbft_member
 from replica.cluster.strict_toml import ConfigError, Table, parse_toml, printable, read_bounded
 from replica.core.genesis import NONCE_SIZE, PUBLIC_KEY_SIZE, Genesis, Limits, Member, Ordering
 from replica.core.quorum import FAULTS_MAX
@@ -36,7 +40,7 @@ FORMAT: Final = 1
 CLUSTER_FILE_NAME: Final = "cluster.toml"
 REPLICAS_MAX: Final = 2 * FAULTS_MAX + 1
 
-_ORDERINGS: Final = {ordering.label: ordering for ordering in Ordering}
+ORDERINGS: Final = {ordering.label: ordering for ordering in (*Ordering, PBFT)}
 _LOG_KINDS: Final = {kind.name.lower(): kind for kind in BackendKind}
 _APPLICATION: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 _HOST_LABEL: Final = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)", re.ASCII)
@@ -89,6 +93,16 @@ class ClusterFile:
     replicas: tuple[ReplicaPlace, ...]
     digest: bytes
     appraisal: Policy = field(default_factory=lambda: Policy(minimum_evidence=EvidenceLevel.NONE))
+
+    @property
+    def has_logs(self) -> bool:
+        """Say whether replicas keep trusted logs: all but the PBFT baseline's do."""
+        return not isinstance(self.genesis, PbftGenesis)
+
+    @property
+    def needed(self) -> int:
+        """How many replicas must be up for operations to be ordered: n - f, which is f+1, and 2f+1 with PBFT."""
+        return self.genesis.n - self.genesis.f
 
     @property
     def enrolled_keys(self) -> frozenset[bytes]:
@@ -156,7 +170,18 @@ def format_address(host: str, port: int) -> str:
 
 
 def load_cluster_file(path: Path) -> ClusterFile:
-    """Read a cluster file, or the cluster.toml in a directory; ClusterFileError says what is wrong."""
+    """Read a cluster file, or the cluster.toml in a directory; ClusterFileError says what is wrong.
+
+    One without trusted logs is refused: whoever can do with such a cluster calls `load_any_cluster_file`.
+    """
+    cluster = load_any_cluster_file(path)
+    if not cluster.has_logs:
+        raise ClusterFileError(f"{path}: {NO_LOGS}")
+    return cluster
+
+
+def load_any_cluster_file(path: Path) -> ClusterFile:
+    """Read a cluster file as `load_cluster_file` does, also that of a PBFT cluster."""
     if path.is_dir():
         path = path / CLUSTER_FILE_NAME
     try:
@@ -173,7 +198,7 @@ def parse_cluster_file(raw: bytes, name: str = CLUSTER_FILE_NAME) -> ClusterFile
         top.integer("format", FORMAT, FORMAT)
         genesis = _genesis(top.table("genesis"))
         replicas = _replicas(top, genesis.members)
-        appraisal = _appraisal(top, name)
+        appraisal = _appraisal(top, name, genesis)
         top.finish()
     except (ConfigError, PolicyError) as error:
         raise ClusterFileError(str(error)) from error
@@ -191,7 +216,7 @@ def dump_cluster_file(genesis: Genesis, replicas: Sequence[ReplicaPlace]) -> byt
             "ordering": genesis.ordering.label,
             "application": genesis.application,
             "limits": asdict(genesis.limits),
-            "members": [{"number": member.number, **dump_log_key(member)} for member in genesis.members],
+            "members": [{"number": member.number, **_dump_key(genesis, member)} for member in genesis.members],
         },
         "replicas": [
             {
@@ -222,6 +247,21 @@ def dump_log_key(member: Member) -> dict[str, str]:
     """Return what `read_log_key` reads."""
     said = {"log_kind": log_kind_label(member.log_kind), "log_public_key": member.log_public_key.hex()}
     return said | ({"log_pins": member.log_pins.hex()} if member.log_pins else {})
+
+
+def _dump_key(genesis: Genesis, member: Member) -> dict[str, str]:
+    if isinstance(genesis, PbftGenesis):
+        return {"signing_public_key": member.log_public_key.hex()}
+    return dump_log_key(member)
+
+
+def _read_signing_key(table: Table, number: int) -> Member:
+    key = table.hexadecimal("signing_public_key", PUBLIC_KEY_SIZE)
+    try:
+        VerifyingKey.from_bytes(key)
+    except VerificationError as error:
+        raise table.error("signing_public_key", f"{error}; copy the file again from where it was made") from error
+    return pbft_member(number, key)
 
 
 def read_log_key(table: Table, number: int) -> Member:
@@ -269,8 +309,10 @@ def check_unique(places: Sequence[ReplicaPlace], file_name: str) -> None:
                 )
 
 
-def _appraisal(top: Table, name: str) -> Policy:
+def _appraisal(top: Table, name: str, genesis: Genesis) -> Policy:
     policy = policy_of_table(top.raw_table("appraisal"), f"{name}: appraisal", EvidenceLevel.NONE)
+    if isinstance(genesis, PbftGenesis) and policy.minimum_evidence is not EvidenceLevel.NONE:
+        raise top.error("appraisal.minimum_evidence", NO_LOGS)
     if policy.tpm.require_measured_boot:
         raise top.error("appraisal.tpm.require_measured_boot", "replicas show each other no lists of a measured boot")
     return policy
@@ -281,8 +323,8 @@ def _genesis(table: Table) -> Genesis:
     if not name.isprintable():
         raise table.error("name", "must not hold control characters")
     nonce = table.hexadecimal("nonce", NONCE_SIZE)
-    f = table.integer("f", 1, FAULTS_MAX)
-    ordering = _ORDERINGS[table.choice("ordering", list(_ORDERINGS))]
+    ordering = ORDERINGS[table.choice("ordering", list(ORDERINGS))]
+    f = table.integer("f", 1, PBFT_FAULTS_MAX if ordering is PBFT else FAULTS_MAX)
     application = table.text("application")
     if not _APPLICATION.fullmatch(application):
         raise table.error("application", f'"{printable(application)}" is not of the form module:Class')
@@ -292,11 +334,12 @@ def _genesis(table: Table) -> Genesis:
     members = []
     for position, member in enumerate(table.tables("members", REPLICAS_MAX)):
         member.integer("number", position, position)
-        members.append(read_log_key(member, position))
+        members.append((_read_signing_key if ordering is PBFT else read_log_key)(member, position))
         member.finish()
     table.finish()
     try:
-        return Genesis(name, nonce, f, ordering, application, Limits(**values), tuple(members))
+        kind = PbftGenesis if ordering is PBFT else Genesis
+        return kind(name, nonce, f, ordering, application, Limits(**values), tuple(members))
     except ValueError as error:
         raise ConfigError(f"{table.file_name}: genesis: {error}; make the file anew with trustlog-replica") from error
 

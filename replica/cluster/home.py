@@ -6,6 +6,8 @@
     log/            the trusted log (made by trustlog.create); log/log.pub is the key in cluster.toml. Where a
                     service that somebody else runs keeps the log, log.pub is all that is here
     store.sqlite    made by the daemon
+    signing.key     with ordering = "pbft" only, which has no log/, store.sqlite and evidence/ (`load_any_home`);
+                    started: it ran, and must not again
     evidence/       against other replicas, if there is any; mode 0700, made by the daemon
 
 The folder has mode 0700. Most first failures of a cluster are two machines with different keys or files, so
@@ -14,7 +16,7 @@ The folder has mode 0700. Most first failures of a cluster are two machines with
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, cast, get_args
@@ -25,6 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from replica.cluster.clusterfile import (
     ClusterFile,
     ReplicaPlace,
+    load_any_cluster_file,
     load_cluster_file,
     log_kind_label,
     read_log_kind,
@@ -47,6 +50,8 @@ FORMAT: Final = 1
 SETTINGS_NAME: Final = "replica.toml"
 TLS_KEY_NAME: Final = "tls.key"
 TLS_CERTIFICATE_NAME: Final = "tls.crt"
+SIGNING_KEY_NAME: Final = "signing.key"
+STARTED_NAME: Final = "started"
 LOG_NAME: Final = "log"
 LOG_PUBLIC_KEY_NAME: Final = "log.pub"
 STORE_NAME: Final = "store.sqlite"
@@ -144,6 +149,11 @@ class ReplicaHome:
         return self.path / TLS_CERTIFICATE_NAME
 
     @property
+    def signing_key_path(self) -> Path:
+        """Return the file of the key that signs a PBFT replica's messages."""
+        return self.path / SIGNING_KEY_NAME
+
+    @property
     def log_path(self) -> Path:
         """Return the directory of the trusted log, for trustlog.open_log."""
         return self.path / LOG_NAME
@@ -178,11 +188,38 @@ def load_home(
     opened.
     """
     try:
-        return _load_home(path, flags or {}, os.environ if environ is None else environ)
+        home = _load_home(path, flags or {}, os.environ if environ is None else environ, load_cluster_file)
+        _check_keys(home)
     except HomeError:
         raise
     except ConfigError as error:
         raise HomeError(str(error)) from error
+    return home
+
+
+def load_any_home(
+    path: Path, flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None
+) -> ReplicaHome:
+    """Read a folder as `load_home` does, also that of a PBFT cluster's replica, which that refuses.
+
+    HomeError also for settings of what a PBFT cluster lacks.
+    """
+    try:
+        home = _load_home(path, flags or {}, os.environ if environ is None else environ, load_any_cluster_file)
+        if home.cluster.has_logs:
+            _check_keys(home)
+            return home
+        _check_certificate(home)
+        _check_pbft_settings(home)
+        expected = home.cluster.genesis.members[home.number].log_public_key
+        signing = public_bytes(load_private_key(home.signing_key_path).public_key())
+        if signing != expected:
+            raise _differ(home, home.signing_key_path, signing, "signing key", expected)
+    except HomeError:
+        raise
+    except ConfigError as error:
+        raise HomeError(str(error)) from error
+    return home
 
 
 def load_settings(path: Path) -> Settings:
@@ -247,7 +284,9 @@ def read_log_public_key(directory: Path) -> bytes:
     return key
 
 
-def _load_home(path: Path, flags: Mapping[str, Any], environ: Mapping[str, str]) -> ReplicaHome:
+def _load_home(
+    path: Path, flags: Mapping[str, Any], environ: Mapping[str, str], load: Callable[[Path], ClusterFile]
+) -> ReplicaHome:
     settings = replace(load_settings(path / SETTINGS_NAME), **{**settings_of(environ), **flags})
     cluster_path = (path / settings.cluster).resolve()
     if not cluster_path.exists():
@@ -255,15 +294,13 @@ def _load_home(path: Path, flags: Mapping[str, Any], environ: Mapping[str, str])
             f"{path / SETTINGS_NAME}: cluster: there is no file {cluster_path}; copy the cluster.toml that "
             "`trustlog-replica assemble` wrote to that place, or set the key `cluster`"
         )
-    cluster = load_cluster_file(cluster_path)
+    cluster = load(cluster_path)
     if settings.number >= cluster.genesis.n:
         raise HomeError(
             f"{path / SETTINGS_NAME}: number: {settings.number}, but {cluster_path} has replicas 0 to "
             f"{cluster.genesis.n - 1}; is it another cluster's file?"
         )
-    home = ReplicaHome(path, settings, cluster, cluster_path)
-    _check_keys(home)
-    return home
+    return ReplicaHome(path, settings, cluster, cluster_path)
 
 
 def _trusted_log(table: Table) -> TrustedLogSettings:
@@ -291,13 +328,7 @@ def _check_keys(home: ReplicaHome) -> None:
             f'{home.path / SETTINGS_NAME}: trusted_log.backend: "{log_kind_label(own)}", but {home.cluster_path} lists '
             f'"{log_kind_label(listed)}" for replica {home.number}; a log keeps its backend for ever: restore the file'
         )
-    der = read_certificate(home.certificate_path)
-    if der != home.place.certificate_der:
-        raise _differ(home, home.certificate_path, der, "certificate", home.place.certificate_der)
-    if public_bytes(home.load_tls_key().public_key()) != certificate_public_key(der):
-        raise HomeError(
-            f"{home.key_path}: not the key of {home.certificate_path}; restore both files from the same copy"
-        )
+    _check_certificate(home)
     pins = read_bounded(home.log_path / LOG_PUBLIC_KEY_NAME, 1024).split(b"\n")[1:2]
     listed_pins = home.cluster.genesis.members[home.number].log_pins
     if own == BackendKind.TPM and pins != [listed_pins.hex().encode()]:
@@ -306,6 +337,32 @@ def _check_keys(home: ReplicaHome) -> None:
     expected = home.cluster.genesis.members[home.number].log_public_key
     if log_key != expected:
         raise _differ(home, home.log_path / LOG_PUBLIC_KEY_NAME, log_key, "log key", expected)
+
+
+def _check_pbft_settings(home: ReplicaHome) -> None:
+    """Refuse what was asked for and would not happen."""
+    settings, file = home.settings, home.path / SETTINGS_NAME
+    asked = {
+        'durability = "disk"': settings.durability == "disk",
+        "http": settings.http is not None,
+        "[trusted_log]": settings.trusted_log != TrustedLogSettings(),
+    }
+    for name, is_asked in asked.items():
+        if is_asked:
+            raise HomeError(
+                f"{file}: {name}: not in a PBFT cluster, which keeps nothing on disk, has no trusted logs and serves "
+                'no HTTP; take it away (durability must be "memory"), also from the options and the environment'
+            )
+
+
+def _check_certificate(home: ReplicaHome) -> None:
+    der = read_certificate(home.certificate_path)
+    if der != home.place.certificate_der:
+        raise _differ(home, home.certificate_path, der, "certificate", home.place.certificate_der)
+    if public_bytes(home.load_tls_key().public_key()) != certificate_public_key(der):
+        raise HomeError(
+            f"{home.key_path}: not the key of {home.certificate_path}; restore both files from the same copy"
+        )
 
 
 def _differ(home: ReplicaHome, path: Path, own: bytes, what: str, listed: bytes) -> HomeError:

@@ -29,7 +29,7 @@ from replica.cluster.clusterfile import (
     check_unique,
     dump_cluster_file,
     dump_log_key,
-    load_cluster_file,
+    load_any_cluster_file,
     log_kind_label,
     parse_cluster_file,
     read_log_key,
@@ -38,6 +38,7 @@ from replica.cluster.clusterfile import (
 from replica.cluster.home import (
     LOG_NAME,
     SETTINGS_NAME,
+    SIGNING_KEY_NAME,
     TLS_CERTIFICATE_NAME,
     TLS_KEY_NAME,
     Settings,
@@ -50,9 +51,12 @@ from replica.cluster.keys import (
     create_client_key,
     generate_private_key,
     make_certificate,
+    public_bytes,
     write_new,
     write_private_key,
 )
+from replica.cluster.pbft import LIMITS as PBFT_LIMITS
+from replica.cluster.pbft import PBFT, PbftGenesis, pbft_member, pbft_replica_count
 from replica.cluster.strict_toml import ConfigError, Table, parse_toml, read_bounded
 from replica.core.genesis import NONCE_SIZE, Genesis, Limits, Member, Ordering
 from replica.core.quorum import FAULTS_MAX, replica_count
@@ -121,18 +125,21 @@ def init_cluster(
     log_kind: BackendKind = BackendKind.SOFTWARE,
     encrypt_store: bool = False,
 ) -> ClusterFile:
-    """Make a whole cluster in `directory`: cluster.toml, replica-0 … replica-2f, client.
+    """Make a whole cluster in `directory`: cluster.toml, replica-0 … replica-2f (PBFT: 3f), client.
 
     hosts: one for all replicas, or one each. base_port: the first replica on a host has it, the next on the
     same host has the next; 0 has the operating system choose free ports. log_kind: what keeps every replica's log,
-    SOFTWARE or PROCESS. encrypt_store: seal payloads at rest; PROCESS only. ProvisionError if that fails.
+    SOFTWARE or PROCESS; PBFT has none. encrypt_store: seal payloads at rest; PROCESS only. ProvisionError if that
+    fails.
     """
-    places = plan_addresses(f, hosts, base_port)
+    places = plan_addresses(f, hosts, base_port, ordering)
     trusted_log = TrustedLogSettings(log_kind, encrypt_store=encrypt_store)
     # The directory itself is public, as cluster.toml is; what is private in it has its own mode.
     with _built_beside(directory, 0o755) as building:
         parts = [
-            _make_replica(building / replica_folder_name(number), number, host, port, trusted_log)
+            _make_pbft_replica(building / replica_folder_name(number), number, host, port)
+            if ordering is PBFT
+            else _make_replica(building / replica_folder_name(number), number, host, port, trusted_log)
             for number, (host, port) in enumerate(places)
         ]
         raw = _cluster_bytes(
@@ -146,7 +153,7 @@ def init_cluster(
         write_new(building / CLUSTER_FILE_NAME, raw, 0o644)
         (building / CLIENT_NAME).mkdir(mode=0o700)
         create_client_key(building / CLIENT_NAME)
-    return load_cluster_file(directory)
+    return load_any_cluster_file(directory)
 
 
 def keygen(
@@ -197,6 +204,8 @@ def assemble(
     enrolled: by a replica's number the file that `trustlog tpm accept` wrote for whoever enrolled its log. Its key and
     pins must be those of the public file, and the cluster file then says that the enrolment was shown.
     """
+    if ordering is PBFT:
+        raise ProvisionError("a PBFT cluster is made on one machine: trustlog-replica init --ordering pbft")
     parts = sorted((load_public_part(path) for path in public_files), key=lambda part: part.place.number)
     f, odd = divmod(len(parts) - 1, 2)
     numbers = [part.place.number for part in parts]
@@ -269,10 +278,12 @@ def load_public_part(path: Path) -> PublicPart:
     return PublicPart(place, member)
 
 
-def plan_addresses(f: int, hosts: Sequence[str], base_port: int) -> list[tuple[str, int]]:
-    """Return host and port of each of the 2f + 1 replicas; ProvisionError if that is impossible."""
+def plan_addresses(
+    f: int, hosts: Sequence[str], base_port: int, ordering: Ordering = Ordering.THREE_PHASE
+) -> list[tuple[str, int]]:
+    """Return host and port of each of the 2f + 1 replicas (PBFT: 3f + 1); ProvisionError if that is impossible."""
     try:
-        count = replica_count(f)
+        count = pbft_replica_count(f) if ordering is PBFT else replica_count(f)
         for host in hosts:
             check_host(host)
     except ValueError as error:
@@ -327,6 +338,18 @@ def _make_replica(
     return PublicPart(ReplicaPlace(number, host, port, der), member)
 
 
+def _make_pbft_replica(folder: Path, number: int, host: str, port: int) -> PublicPart:
+    """Make `folder` with the settings and keys of a replica that keeps nothing else."""
+    folder.mkdir(mode=0o700)
+    key, signing = generate_private_key(), generate_private_key()
+    der = make_certificate(number, key)
+    write_new(folder / SETTINGS_NAME, dump_settings(Settings(number, durability="memory")), 0o600)
+    write_private_key(folder / TLS_KEY_NAME, key)
+    write_new(folder / TLS_CERTIFICATE_NAME, certificate_pem(der).encode(), 0o600)
+    write_private_key(folder / SIGNING_KEY_NAME, signing)
+    return PublicPart(ReplicaPlace(number, host, port, der), pbft_member(number, public_bytes(signing.public_key())))
+
+
 def _make_tpm_log(folder: Path, number: int, tpm: TpmPlace, *, encrypt_store: bool) -> Member:
     try:
         with create_tpm_log(folder, address=tpm.address, pcr=tpm.pcr) as log:
@@ -372,7 +395,11 @@ def _cluster_bytes(
     members = tuple(part.member for part in parts)
     nonce = secrets.token_bytes(NONCE_SIZE)
     try:
-        genesis = Genesis(name, nonce, f, ordering, application, limits or Limits(), members)
+        genesis: Genesis
+        if ordering is PBFT:
+            genesis = PbftGenesis(name, nonce, f, ordering, application, limits or PBFT_LIMITS, members)
+        else:
+            genesis = Genesis(name, nonce, f, ordering, application, limits or Limits(), members)
     except ValueError as error:
         raise ProvisionError(str(error)) from error
     return dump_cluster_file(genesis, [part.place for part in parts])

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from replica.lab.trace import SEED_MAX
 from trustlog.cli.contract import CommandError, Exit, Output, example, grid, output_option
 
 if TYPE_CHECKING:
@@ -12,7 +13,6 @@ if TYPE_CHECKING:
     from replica.lab.trace import Trace
 
 DEFAULT_PORT = 8400
-SEED_MAX = 1_000_000
 
 
 @click.group(

@@ -97,7 +97,7 @@ def _move(item: object, peers: tuple[int, ...]) -> Move:
     if do != "append":
         raise ValueError('do must be "append", "show", "wait" or "behave"')
     kind = item.get("kind")
-    if kind not in FIELDS:
+    if not isinstance(kind, str) or kind not in FIELDS:
         raise ValueError(f"kind must be one of {', '.join(FIELDS)}")
     fields = FIELDS[kind]
     view = _number(item, "view", 0, VIEW_MAX) if "view" in fields else 0

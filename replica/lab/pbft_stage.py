@@ -4,24 +4,29 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from replica.lab.pbft import (
+from replica.lab.trace import FORMAT, Line, Trace, disagreement, numbered
+from replica.pbft.machine import PbftCore
+from replica.pbft.messages import (
     Body,
     Broadcast,
+    Checkpoint,
     Cluster,
     Commit,
+    Decided,
     Effect,
     Entered,
     Executed,
+    Missing,
     NewView,
     Opened,
-    PbftCore,
     Prepare,
     PrePrepare,
+    Proposal,
     Request,
     Signed,
     ViewChange,
 )
-from replica.lab.trace import FORMAT, Line, Trace, disagreement, numbered
+from replica.pbft.pending import OneByOne
 from replica.sim.chronicle import PROLOGUE_MS
 from replica.sim.world import Network, Weather, World
 
@@ -45,6 +50,10 @@ def _sign(author: int, body: Body) -> bytes:
     return hashlib.sha256(f"sim signature {author} {body!r}".encode()).digest()
 
 
+def _operation(request: Proposal | None) -> str | None:
+    return request.operation if isinstance(request, Request) else None
+
+
 def describe(body: Body) -> str:
     """Return a message in words."""
     if isinstance(body, ViewChange):
@@ -52,6 +61,8 @@ def describe(body: Body) -> str:
         return f"VIEW-CHANGE v{body.view} with certificates for {slots or 'nothing'}"
     if isinstance(body, NewView):
         return f"NEW-VIEW v{body.view} with the VIEW-CHANGEs of {' '.join(str(c.author) for c in body.changes)}"
+    if isinstance(body, Checkpoint | Missing | Decided):
+        raise TypeError("the lecture's PBFT has no checkpoints, and nobody fetches what it missed")
     kind = {PrePrepare: "PRE-PREPARE", Prepare: "PREPARE", Commit: "COMMIT"}[type(body)]
     return f"{kind} v{body.view} s{body.slot}"
 
@@ -155,7 +166,8 @@ class PbftHost:
 
     def __init__(self, stage: PbftStage, number: int) -> None:
         self.stage, self.number = stage, number
-        self.core = PbftCore(stage.cluster, number, PATIENCE_MS)
+        self.pending = OneByOne()
+        self.core = PbftCore(stage.cluster, number, PATIENCE_MS, self.pending)
         self.is_down = False
         self.instead: Callable[[Request], bool] = lambda _: False
         self._said = 0
@@ -179,7 +191,7 @@ class PbftHost:
             return
         if isinstance(message, Request):
             self.stage.names[message.digest()] = message.operation
-            slot = self.core.executed_slot(message)
+            slot = self.pending.executed_slot(message)
             if slot is not None:
                 self.reply(message, slot)
             elif not self.instead(message):
@@ -194,16 +206,16 @@ class PbftHost:
             if isinstance(effect, Broadcast):
                 self.say(effect.message, [i for i in range(stage.n) if i != self.number])
             elif isinstance(effect, Executed):
-                ops = [] if effect.request is None else [effect.request.operation]
+                ops = [operation] if (operation := _operation(effect.request)) is not None else []
                 stage.add("execute", who=who, slot=effect.slot, digest=effect.digest.hex(), ops=ops)
                 if self.number not in stage.faulty:
                     stage.executed(effect)
-                if effect.request is not None:
+                if isinstance(effect.request, Request):
                     self.reply(effect.request, effect.slot)
             elif isinstance(effect, Entered):
                 stage.add("view", who=who, view=effect.view, what="entered", text=f"leaves for v{effect.view}")
             elif isinstance(effect, Opened):
-                again = ", ".join(f"s{s} ({'null' if r is None else r.operation})" for s, r in effect.carried)
+                again = ", ".join(f"s{s} ({_operation(r) or 'null'})" for s, r in effect.carried)
                 text = f"takes v{effect.view} for open: it carries {again or 'nothing'}"
                 named = numbered(effect.named)
                 stage.add("view", who=who, view=effect.view, what="opened", text=text, named=named)
@@ -242,7 +254,7 @@ class PbftHost:
         kind = describe(body).split(" ", 1)[0]
         digest = getattr(body, "digest", None)
         ops = [self.stage.names.get(digest, "null")] if digest is not None else []
-        place = {"index": self._said, "kind": kind, "view": body.view, "slot": getattr(body, "slot", None)}
+        place = {"index": self._said, "kind": kind, **{name: getattr(body, name, None) for name in ("view", "slot")}}
         text = describe(body) + (f" ({ops[0]})" if ops else "")
         return {**place, "digest": None if digest is None else digest.hex(), "ops": ops, "text": text}
 
@@ -252,7 +264,7 @@ class PbftHost:
                 digest = signed.body.digest if isinstance(signed.body, PrePrepare) else b""
                 votes = {signed.author, *slot.prepares.get((view, digest), ())}
                 self._meter(number, view, "vote", digest, votes)
-                self._meter(number, view, "commit", digest, slot.commits.get((view, digest), set()))
+                self._meter(number, view, "commit", digest, set(slot.commits.get((view, digest), ())))
 
     def _meter(self, slot: int, view: int, phase: str, digest: bytes, said: set[int]) -> None:
         voters = tuple(sorted(said))

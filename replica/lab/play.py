@@ -262,7 +262,7 @@ def _judged(stage: LabStage, player: int) -> Trace:
     broken = trace.first(lambda line: line["type"] == "violation" and line["kind"] in SAFETY)
     waits = stage.what_is_left()
     safe, live = broken is None, not waits
-    sound = stage.system.attested and not stage.system.cloned and stage.system.name != "unordered"
+    sound = stage.system.attested and not stage.system.cloned and stage.system.in_order
     reasons = _reasons(trace, player)
     if broken is not None:
         happened = f"you broke safety: {broken['text'].removeprefix('agreement: ')}"

@@ -21,10 +21,10 @@ def _draw(trace: Trace, named: list[str], faulty: set[str], why: str, at_ms: int
 def of_logs(stage: LabStage) -> None:
     """Draw why f + 1 are enough with logs."""
     why = (
-        "One replica in common is enough, faulty or not: its log holds the vote before the VIEW-CHANGE, and whoever "
-        "reads the one has read the other. In PBFT that replica could deny it, so the two must share f+1. "
-        "And f+1 equal "
-        "replies are enough for a client, here as there: one of them is a correct replica's."
+        "One replica in common is enough, faulty or not: its log holds the vote before the VIEW-CHANGE, and who "
+        "reads the one has read the other (in hidden-vote-three-phase a faulty one tries). In PBFT that replica could "
+        "deny it, so the two must share f+1. And f+1 equal replies are enough for a client, here as there: one of them "
+        "is a correct replica's."
     )
     named = numbered(stage.facts.named.get(1, ()))
     _draw(stage.lab_trace, named, set(numbered(stage.story.faulty)), why, stage.world.now)

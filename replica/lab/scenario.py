@@ -14,7 +14,6 @@ from replica.sim.scenario import LIMITS
 SAFETY = frozenset({"agreement", "state", "exactly-once", "durability", "linearizability"})
 # Violations that no scenario expects: the lab itself, or the product, would be broken.
 BROKEN = frozenset({"exception", "bounds", "reply", "rollback"})
-SEED_MAX = 1_000_000
 # Checkpoints come seldom enough to stay out of what is shown.
 LONG_INTERVALS = replace(LIMITS, checkpoint_interval=32, window=64)
 

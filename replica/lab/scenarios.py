@@ -129,7 +129,8 @@ def _core() -> list[Scenario]:
                 live=None,
                 decided_by=deciding.violated("agreement"),
                 text=(
-                    "safety fails, and the failure detector names log 0: peers compare the heads of the logs they read"
+                    "safety fails, and the failure detector names log 0: peers compare the heads of the logs they "
+                    "read. What it says of other logs after that proves nothing: all proofs rest on what was broken"
                 ),
                 happened=(
                     "replicas 1 and 2 disagree; both then hold two attestations of log 0 that contradict each other"
@@ -235,7 +236,8 @@ ask its peers first, as an honest replica would.""",
                 live=None,
                 decided_by=deciding.violated("agreement"),
                 text=(
-                    "safety fails: software cannot notice; with a TPM the second history is impossible (equivocation-*)"
+                    "safety fails: software cannot notice; with a TPM the second history is impossible "
+                    "(equivocation-*). After that the failure detector's word on other logs proves nothing"
                 ),
                 happened="one log said two things at one index; replicas 1 and 2 disagree, and have the evidence",
             ),

@@ -8,14 +8,16 @@
     GET /api/play/shiviz?…         the same for ShiViz
     GET /api/live                  with --attach: the cluster as it is now (replica.lab.live)
 
-No request changes anything. Runs replace functions of the core while they last (`replica.lab.systems`), so they take
-turns; the last ones are kept. The page needs nothing from elsewhere, and its policy forbids it to ask.
+No request changes anything, and pages of other sites are answered none that costs something. Runs replace functions of
+the core while they last (`replica.lab.systems`), so they take turns; the last ones are kept. The page needs nothing
+from elsewhere, and its policy forbids it to ask.
 """
 
 import asyncio
 import contextlib
 import signal
 import sys
+import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from importlib.resources import files
@@ -24,13 +26,13 @@ from typing import Final
 
 from aiohttp import web
 
+from replica.cluster.clusterfile import format_address
 from replica.lab.live import LiveCluster
 from replica.lab.play import PLAYERS, may_copy, play
-from replica.lab.scenario import SEED_MAX
 from replica.lab.scenarios import SCENARIOS
 from replica.lab.shiviz import shiviz
 from replica.lab.systems import SYSTEMS
-from replica.lab.trace import Trace
+from replica.lab.trace import SEED_MAX, Trace
 from replica.wire.http import HttpDoor, HttpError, answer
 from trustlog.cli.contract import CommandError, Exit, Output
 
@@ -84,7 +86,8 @@ class Lab:
                 web.get("/api/play", self._play),
                 web.get("/api/play/shiviz", self._play_shiviz),
                 web.get("/api/live", self._look),
-            ]
+            ],
+            failed=_report,
         )
 
     async def _index(self, _request: web.Request) -> web.Response:
@@ -116,12 +119,14 @@ class Lab:
     async def _play_shiviz(self, request: web.Request) -> web.Response:
         return web.Response(text=shiviz(await self._run_play(request)), headers=_HEADERS)
 
-    async def _look(self, _request: web.Request) -> web.Response:
+    async def _look(self, request: web.Request) -> web.Response:
+        _refuse_other_sites(request)
         if self._live is None:
             raise HttpError(404, "not-found", "no cluster is attached; see: trustlog-replica lab serve --help")
         return answer(await self._live.look(), headers=_HEADERS)
 
     async def _run_play(self, request: web.Request) -> Trace:
+        _refuse_other_sites(request)
         name, moves = request.query.get("system", ""), request.query.get("moves", "")
         player, seed = request.query.get("replica", ""), _seed(request)
         if name not in SYSTEMS:
@@ -136,11 +141,23 @@ class Lab:
             raise HttpError(400, "bad-request", str(error)) from error
 
     async def _run(self, request: web.Request) -> Trace:
+        _refuse_other_sites(request)
         name = request.match_info["name"]
         if name not in SCENARIOS:
             raise HttpError(404, "not-found", f"there is no scenario {name!r}; see: trustlog-replica lab list")
         seed = _seed(request)
         return await self._runs.get((name, seed), lambda: SCENARIOS[name].run(seed))
+
+
+def _refuse_other_sites(request: web.Request) -> None:
+    """Run nothing because another page says so: it could not read the answer, but could keep this machine busy."""
+    if request.headers.get("Sec-Fetch-Site", "none") not in {"same-origin", "none"}:
+        raise HttpError(403, "other-site", "only the lab's own page, or a person, may ask for this")
+
+
+def _report(error: Exception) -> None:
+    """Say what nobody expected: the answer only says that there was something."""
+    sys.stderr.write("".join(traceback.format_exception(error)))
 
 
 def _seed(request: web.Request) -> int:
@@ -173,13 +190,13 @@ async def serve(host: str, port: int, attach: Path | None, output: Output) -> No
             at = await door.start(host, port)
         except OSError as error:
             raise CommandError(
-                f"cannot listen at {host}:{port}: {error.strerror or error}",
+                f"cannot listen at {format_address(host, port)}: {error.strerror or error}",
                 "choose another port with --port; 0 takes any that is free",
                 Exit.USAGE,
                 code="address",
             ) from error
         stack.push_async_callback(door.close)
-        where = f"http://{f'[{at[0]}]' if ':' in at[0] else at[0]}:{at[1]}/"
+        where = f"http://{format_address(*at)}/"
         output.result({"event": "listening", "url": where}, [f"the lab is at {where}", "Ctrl-C ends it."])
         sys.stdout.flush()
         await stop.wait()

@@ -67,14 +67,15 @@ def insist_on_outcomes(stage: "LabStage", outcomes: OutcomeLogs) -> None:
 
 
 def _slot_of(message: object, limits: Limits) -> int | None:
-    """Return the slot that a reply to an operation names, or None if this is something else."""
+    """Return the slot in which a reply says that an operation was executed, or None if it says nothing of the kind."""
     if not isinstance(message, Reply):
         return None
     try:
         reply = decode_reply(message.raw, limits)
     except LayoutError:
         return None
-    return reply.results[0].slot if isinstance(reply, OperationsReply) else None
+    # Slot 0: the result is kept no more, so no outcome is claimed.
+    return (reply.results[0].slot or None) if isinstance(reply, OperationsReply) else None
 
 
 class LabRecorder(Recorder):
@@ -140,7 +141,7 @@ class LabStage(Stage):
             begins=PROLOGUE_MS,
             lanes=lanes,
         )
-        self.recorder = LabRecorder(self.lab_trace, attested=system.attested, insists=system.name != "unordered")
+        self.recorder = LabRecorder(self.lab_trace, attested=system.attested, insists=system.in_order)
         self.recorder.begin(self.setting.genesis, frozenset(story.faulty), self.setting.clients, lambda: self.world.now)
         self.chronicle = self.recorder
         self.setting.audience = self.recorder

@@ -1,6 +1,6 @@
 """The systems that the lab compares. Each but PBFT is the product's core with a few of its functions replaced.
 
-What is replaced stands here, whole, and nowhere else; `differs` says it in words. PBFT is `replica.lab.pbft`.
+What is replaced stands here, whole, and nowhere else; `differs` says it in words. PBFT is `replica.pbft.machine`.
 """
 # ruff: noqa: ANN401, SLF001 - patches reach into what they replace, as those of the simulator's controls do
 
@@ -21,7 +21,7 @@ class System:
     """One system. differs: from the product, in words. patches: what is replaced. attested: whether messages are.
 
     outcomes: every replica attests what it executed, in a log of its own. cloned: the primary owns its log twice.
-    members: n for f.
+    in_order: whether logs are read in order, or a gap is passed over. members: n for f.
     """
 
     name: str
@@ -32,6 +32,7 @@ class System:
     attested: bool = True
     outcomes: bool = False
     cloned: bool = False
+    in_order: bool = True
     members: str = "2f+1"
 
     def n(self, f: int) -> int:
@@ -125,7 +126,10 @@ THREE_PHASE = System(
     "three-phase", "Ours, three-phase", "nothing: every message logged, and each log read in order (A2M-PBFT-EA)"
 )
 TWO_PHASE = System(
-    "two-phase", "Ours, two-phase", "nothing: q votes decide, without COMMIT (MinBFT)", Ordering.TWO_PHASE
+    "two-phase",
+    "Ours, two-phase",
+    "nothing: q votes decide, without a third phase (MinBFT; its COMMIT is our PREPARE)",
+    Ordering.TWO_PHASE,
 )
 OUTCOME = System(
     "outcome",
@@ -149,6 +153,7 @@ UNORDERED = System(
     "Attempt 2: every message logged, order not insisted upon",
     "a reader waits for a gap in a log for 150 ms only, and then reads on behind it",
     patches=order_not_insisted_upon,
+    in_order=False,
 )
 CLONED = System(
     "cloned",

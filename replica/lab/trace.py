@@ -29,6 +29,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 FORMAT = "trustlog-lab/1"
+# Of a run: what its header may say.
+SEED_MAX = 1_000_000
 
 Line = dict[str, Any]
 

@@ -1,14 +1,16 @@
-"""Reading a peer's log: one connection per peer, dialled by the reader, resumed after any disconnection."""
+"""Links to peers: one connection per peer, dialled by who reads its log, resumed after any disconnection."""
 
 import asyncio
 import hashlib
 import os
 import random
 import ssl
+from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from replica.cluster.clusterfile import ReplicaPlace
+from replica.cluster.home import ReplicaHome
 from replica.shell.appraisal import Examination
 from replica.wire.frames import MessageProtocol
 from replica.wire.messages import (
@@ -43,22 +45,53 @@ SILENT_S = 8.0
 NONCE_SIZE = 32
 
 
-class Link:
-    """The connection to one peer: dials, subscribes to its log, dials again when it is lost."""
+class Dialler(Protocol):
+    """The replica that dials, as far as a connection needs to know it."""
 
-    def __init__(self, node: "Node", place: ReplicaPlace, tls: ssl.SSLContext) -> None:
+    @property
+    def number(self) -> int:
+        """Its number."""
+        ...
+
+    @property
+    def home(self) -> ReplicaHome:
+        """Its folder."""
+        ...
+
+    @property
+    def refusals(self) -> Counter[str]:
+        """What it refused."""
+        ...
+
+    @property
+    def log(self) -> Any:  # noqa: ANN401 - structlog's own type
+        """Where it says what happens."""
+        ...
+
+
+class Link:
+    """The connection to one peer: dials, and dials again when it is lost. connect: makes the dialler's side of it."""
+
+    def __init__(
+        self,
+        node: Dialler,
+        place: ReplicaPlace,
+        tls: ssl.SSLContext,
+        connect: "Callable[[Link, Callable[[str], None]], PeerConnection]",
+    ) -> None:
         self.node = node
         self.place = place
-        self.connection: LinkConnection | None = None
+        self.connection: PeerConnection | None = None
         self.trouble: str | None = "not connected yet"
         self.cluster_file: bytes | None = None  # SHA-256 of the peer's, by its own word, once it was connected
         self.last_heard = 0.0  # on the loop's clock, until the connection before this one ended
         self._tls = tls
+        self._connect = connect
         self._task: asyncio.Task[None] | None = None
 
     @property
     def is_up(self) -> bool:
-        """Say whether the peer's log is being read."""
+        """Say whether the peer welcomed this replica, and its log, if it has one, is being read."""
         return self.connection is not None and self.connection.subscribed
 
     @property
@@ -84,10 +117,6 @@ class Link:
             return False
         self.connection.send(message)
         return True
-
-    def subscribe(self) -> None:
-        """Ask for the peer's log from where it was received."""
-        self.send(Subscribe(self.node.core.received(self.place.number) + 1))
 
     def hold_back(self, *, pause: bool) -> None:
         """Read no further from this peer for now, or go on."""
@@ -123,11 +152,11 @@ class Link:
         """Hold one connection until it ends; return why it never came up, or None if it did."""
         loop = asyncio.get_running_loop()
         lost: asyncio.Future[str] = loop.create_future()
-        connection: LinkConnection | None = None
+        connection: PeerConnection | None = None
         try:
             async with asyncio.timeout(DIAL_S):
                 _, connection = await loop.create_connection(
-                    lambda: LinkConnection(self, lost.set_result),
+                    lambda: self._connect(self, lost.set_result),
                     self.place.host,
                     self.place.port,
                     ssl=self._tls,
@@ -170,66 +199,32 @@ class Link:
         return trouble
 
 
-class LinkConnection(MessageProtocol):
-    """The dialler's side: says who it is, subscribes, hands groups on."""
-
-    takes_turns = True  # each group is a signature to verify
+class PeerConnection(MessageProtocol):
+    """The dialler's side of a connection between replicas: says who it is. `subscribed` once it was welcomed."""
 
     def __init__(self, link: Link, lost: Callable[[str], None]) -> None:
         super().__init__(link.node.refusals)
         self.subscribed = False
         self.refused: str | None = None
         self._link = link
-        self._examination = Examination(link.node.appraisals, self, os.urandom(NONCE_SIZE), self._on_appraised)
         self._lost = lost
-        # Replies to the handshake are small, but a replica's first groups follow its Welcome at once.
+        # Replies to the handshake are small, but what a replica says at first follows its Welcome at once.
         self.frame_bytes_max = FRAME_BYTES_MAX
 
     def closed(self, reason: str) -> None:
         """Let the link dial again."""
-        self._examination.close()
         self._lost(reason)
 
     def message_received(self, message: Message) -> None:
-        """Handle what the peer sends."""
-        node = self._link.node
-        if isinstance(message, GroupMessage) and self.subscribed:
-            node.on_group(message, self._link.place.number)
-        elif isinstance(message, Held | CheckpointOffer | Part) and self.subscribed:
-            node.on_answer(message, self._link.place.number)
-        elif isinstance(message, Challenge):
+        """Handle what every peer sends."""
+        if isinstance(message, Challenge):
             self._on_challenge(message)
-        elif isinstance(message, Welcome):
-            self._examination.begin(self._link.place.number)
-            if not node.appraisals.is_demanded:
-                self._read()
-        elif isinstance(message, AskEvidence):
-            self._examination.on_asked(message)
-        elif isinstance(message, EvidenceShown):
-            self._examination.on_shown(message)
         elif isinstance(message, Refused):
             self.refused = f"refused: {message.text}"
-            node.log.error("peer refuses this replica", peer=self._link.place.number, why=message.text)
+            self._link.node.log.error("peer refuses this replica", peer=self._link.place.number, why=message.text)
             self.close()
         elif not isinstance(message, Pong):
             self.refuse("unexpected-message")
-
-    def _on_appraised(self, refused: str | None) -> None:
-        if refused is not None:
-            self.refused = f"not read: {refused}"
-            self.close()
-        elif not self.subscribed:
-            self._read()
-
-    def _read(self) -> None:
-        node = self._link.node
-        self.subscribed = True
-        self._link.trouble = None
-        node.log.info("reading peer's log", peer=self._link.place.number)
-        if not node.core.is_live:
-            # What it holds of the own log is what a restarted replica waits for before it may speak.
-            self._link.send(Fetch(node.number, node.core.received(node.number) + 1))
-        self._link.subscribe()
 
     def _on_challenge(self, challenge: Challenge) -> None:
         node, place = self._link.node, self._link.place
@@ -251,3 +246,66 @@ class LinkConnection(MessageProtocol):
                 mine=mine.digest.hex(),
             )
         self.send(ReplicaHello(WIRE_VERSION, mine.cluster_id, mine.digest, node.number))
+
+
+class LogLink(Link):
+    """Reads a peer's log."""
+
+    def __init__(self, node: "Node", place: ReplicaPlace, tls: ssl.SSLContext) -> None:
+        super().__init__(node, place, tls, lambda link, lost: LinkConnection(node, link, lost))
+        self._reader = node
+
+    def subscribe(self) -> None:
+        """Ask for the peer's log from where it was received."""
+        self.send(Subscribe(self._reader.core.received(self.place.number) + 1))
+
+
+class LinkConnection(PeerConnection):
+    """The dialler's side: subscribes, hands groups on."""
+
+    takes_turns = True  # each group is a signature to verify
+
+    def __init__(self, node: "Node", link: Link, lost: Callable[[str], None]) -> None:
+        super().__init__(link, lost)
+        self._node = node
+        self._examination = Examination(node.appraisals, self, os.urandom(NONCE_SIZE), self._on_appraised)
+
+    def closed(self, reason: str) -> None:
+        """Let the link dial again."""
+        self._examination.close()
+        super().closed(reason)
+
+    def message_received(self, message: Message) -> None:
+        """Handle what the peer sends."""
+        node, peer = self._node, self._link.place.number
+        if isinstance(message, GroupMessage) and self.subscribed:
+            node.on_group(message, peer)
+        elif isinstance(message, Held | CheckpointOffer | Part) and self.subscribed:
+            node.on_answer(message, peer)
+        elif isinstance(message, Welcome):
+            self._examination.begin(peer)
+            if not node.appraisals.is_demanded:
+                self._read()
+        elif isinstance(message, AskEvidence):
+            self._examination.on_asked(message)
+        elif isinstance(message, EvidenceShown):
+            self._examination.on_shown(message)
+        else:
+            super().message_received(message)
+
+    def _on_appraised(self, refused: str | None) -> None:
+        if refused is not None:
+            self.refused = f"not read: {refused}"
+            self.close()
+        elif not self.subscribed:
+            self._read()
+
+    def _read(self) -> None:
+        node, link = self._node, self._link
+        self.subscribed = True
+        link.trouble = None
+        node.log.info("reading peer's log", peer=link.place.number)
+        if not node.core.is_live:
+            # What it holds of the own log is what a restarted replica waits for before it may speak.
+            link.send(Fetch(node.number, node.core.received(node.number) + 1))
+        node.links[link.place.number].subscribe()

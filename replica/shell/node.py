@@ -56,17 +56,18 @@ from replica.core.machine import ReplicaCore
 from replica.core.quorum import primary
 from replica.core.snapshot import MilestoneRule, PartWanted, Snapshot
 from replica.shell import recovery, status
+from replica.shell.accepting import Server
 from replica.shell.appraisal import Appraisals
 from replica.shell.changes import Recorder, Watches
 from replica.shell.detector import Detector
 from replica.shell.keeper import StateKeeper
-from replica.shell.links import Link
+from replica.shell.links import LogLink
 from replica.shell.measures import Measures
 from replica.shell.opening import payload_seal
 from replica.shell.outbox import Outbox, ReleasedGroup, settle_last_group
 from replica.shell.readiness import Readiness
 from replica.shell.receipts import Receipts
-from replica.shell.server import Server, ServerConnection
+from replica.shell.server import ServerConnection
 from replica.shell.store import Store, StoreError
 from replica.shell.streams import Streams
 from replica.shell.trustedlog import TrustedLog, stop_waiting, trouble
@@ -141,9 +142,11 @@ class Node:
         self.streams = Streams(self.number, genesis.n, self._serving_store, *looks, self._on_serving_failed)
         self.appraisals = Appraisals(self)
         certificates = [place.certificate_der for place in home.cluster.replicas]
-        self.server = Server(self, home.cluster, server_context(home.certificate_path, home.key_path, certificates))
+        tls = server_context(home.certificate_path, home.key_path, certificates)
+        self.server = Server(self, home.cluster, tls, lambda server: ServerConnection(self, server))
+        own = (home.certificate_path, home.key_path)
         self.links = {
-            place.number: Link(self, place, client_context(place.certificate_der, home.certificate_path, home.key_path))
+            place.number: LogLink(self, place, client_context(place.certificate_der, *own))
             for place in home.cluster.replicas
             if place.number != self.number
         }
@@ -484,6 +487,11 @@ class Node:
     def _refuse(self, effect: Refuse) -> None:
         if isinstance(effect.source, ServerConnection) and effect.source.is_open:
             effect.source.send(Notice(effect.code, effect.text))
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """The highest slot executed, and the view."""
+        return self.core.executed, self.core.view
 
     @property
     def why_mute(self) -> str | None:

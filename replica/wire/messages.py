@@ -290,6 +290,12 @@ class ReceiptShown(NamedTuple):
     path: bytes
 
 
+class PbftParcel(NamedTuple):
+    """Replica to replica, in a PBFT cluster only: a signed message, in the layout of `replica.pbft.layout`."""
+
+    parcel: bytes
+
+
 Message = (
     Challenge
     | ClientHello
@@ -323,6 +329,7 @@ Message = (
     | WatchEnded
     | AskReceipt
     | ReceiptShown
+    | PbftParcel
 )
 
 _Check = Callable[[object], bool]
@@ -391,6 +398,7 @@ _SCHEMA: Final[dict[int, tuple[type[Any], tuple[_Check, ...]]]] = {
     33: (EvidenceShown, (_number, _blob)),
     34: (AskReceipt, (_number, _number, _index, _exactly(32))),
     35: (ReceiptShown, (_number, _number, _text, _blob, _place, _place, _blob)),
+    36: (PbftParcel, (_blob,)),
 }
 _CODES: Final = {message: code for code, (message, _) in _SCHEMA.items()}
 

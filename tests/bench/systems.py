@@ -189,12 +189,21 @@ class Trustlog(System):
     def start(self, folder, stack):
         directory = folder / "cluster"
         self.make(directory, stack)
-        stack.enter_context(started(directory, 1, self._durability))
+        stack.enter_context(started(directory, self._durability))
         pids = asyncio.run(processes_of(directory))
         return generator(stack, "trustlog", str(directory), folder), pids
 
     def make(self, directory: Path, stack: ExitStack) -> None:
         initialise(directory, 1, self.ordering, self._backend)
+
+
+class Pbft(Trustlog):
+    """The baseline without trusted logs: 3f+1 replicas, every message signed, nothing on disk."""
+
+    guarantee = Guarantee(4, "1 of any kind", "in memory", "TLS 1.3, signed requests and messages")
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, "pbft", durability="memory")
 
 
 async def processes_of(directory: Path) -> dict[str, int]:
@@ -213,4 +222,5 @@ SYSTEMS: tuple[System, ...] = (
     Redis(),
     Trustlog("trustlog two-phase", "two-phase"),
     Trustlog("trustlog three-phase", "three-phase"),
+    Pbft("PBFT (trustlog's baseline)"),
 )

@@ -38,7 +38,7 @@ from tests.bench.report import (
     write_into,
 )
 from tests.bench.rounds import Cell, Plan, Results, measure, present
-from tests.bench.systems import System, Trustlog
+from tests.bench.systems import Pbft, System, Trustlog
 from trustlog import BackendKind
 
 LEVELS = (1, 50, 200)
@@ -82,6 +82,11 @@ def variants() -> list[tuple[System, str]]:
         (Trustlog("process log, disk, two-phase", two), "both: durable, a log of its own process"),
         (Trustlog("software log, disk, three-phase", three, backend="software"), "durability and a third phase"),
         (Trustlog("process log, disk, three-phase", three), "the same and a third phase: the default"),
+        (Pbft("no log, memory, PBFT, n = 4"), "3f+1 replicas and signatures in place of logs"),
+        (
+            Trustlog("process log, memory, three-phase", three, durability="memory"),
+            "PBFT's phases, with logs and n = 3",
+        ),
         (TpmTrustlog("TPM log, disk, two-phase", two), "durable, a log that survives root"),
         (TpmTrustlog("TPM log, disk, three-phase", three), "the same and a third phase"),
     ]
@@ -139,7 +144,7 @@ def page_of(
         rows.append([*row, milliseconds(least, "p50_ms"), milliseconds(most, "p99_ms"), cpu, generator_share(most)])
     lines = [
         (
-            f"Puts of 16-byte keys and {VALUE_BYTES}-byte values per second through one client, closed loop, n = 3, medians "
+            f"Puts of 16-byte keys and {VALUE_BYTES}-byte values per second through one client, closed loop, n = 3 (PBFT: 4), medians "
             f"of {plan.rounds} runs of {plan.seconds:g} s; in brackets how many times the first line's. CPU: of all replicas, "
             "logs' processes and the client; a TPM's own is not in it. TLS 1.3 is on everywhere, as the product cannot "
             "do without; receipts are not asked for."

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.cluster
 def cluster(tmp_path):
     directory = tmp_path / "a cluster"
     initialise(directory, 1, "three-phase")
-    with started(directory, 1, "memory") as pids:
+    with started(directory, "memory") as pids:
         yield directory, pids
 
 

@@ -8,15 +8,14 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
 from replica.core import slots
-from replica.lab import scenario
-from replica.lab.command import SEED_MAX
 from replica.lab.scenarios import SCENARIOS
-from replica.lab.trace import read_json_lines
+from replica.lab.trace import SEED_MAX, read_json_lines
 from replica.sim.control import patched
 from tests.replica.cli.test_commands import call, documents  # noqa: F401 - a fixture
 
@@ -73,8 +72,11 @@ def test_what_cannot_be_is_said(call, arguments, word) -> None:  # noqa: F811
     assert word in err
 
 
-def test_the_seeds_limit_is_one() -> None:
-    assert scenario.SEED_MAX == SEED_MAX
+def test_the_seeds_limit_is_one(call) -> None:  # noqa: F811
+    page = files("replica.lab").joinpath("page")
+    assert f'max="{SEED_MAX}"' in page.joinpath("index.html").read_text()
+    assert f"Math.min({SEED_MAX}," in page.joinpath("app.js").read_text()
+    assert call("lab", "run", "log-ahead", "--seed", SEED_MAX)[0] == 0
 
 
 def test_the_commands_of_the_page_run(tmp_path) -> None:

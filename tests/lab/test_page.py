@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 from pathlib import Path
+from urllib.parse import quote
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -195,6 +196,74 @@ def test_it_fits_a_phone_and_the_dark(look) -> None:
 def test_a_name_that_is_no_scenarios_is_passed_over(look) -> None:
     page = look("?scenario=nothing")
     assert page.locator("#scenario").input_value() == next(iter(SCENARIOS))
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "?scenario=unordered&seed=abc&step=-5&speed=99&grain=zzz&mode=nonsense&beside=nothing",
+        "?scenario=unordered&seed=1.5&step=1e9",
+        "?scenario=unordered&seed=-1&mode=live",
+        "?seed=99999999999999999999&step=NaN",
+        "?scenario=%3Cimg%20src%3Dx%20onerror%3Dalert(1)%3E&seed=%3Cb%3E&beside=%3Cb%3E",
+    ],
+)
+def test_an_address_that_was_typed_or_cut_off_shows_a_run(look, query) -> None:
+    page = look(query)
+    assert page.locator("#problem").is_hidden()
+    assert page.locator("#speed").input_value() == "1"
+    assert page.locator("#grain").input_value() == "story"
+    assert page.locator("#seed").input_value() in {"0", "1", "1000000"}
+    page.keyboard.press("End")
+    assert "Verdict: as expected" in page.locator(".said").inner_text()
+    page.keyboard.press("ArrowLeft")
+    assert "Verdict" not in page.locator(".said").inner_text()
+
+
+@pytest.mark.parametrize(
+    "moves",
+    [
+        "{",
+        "[]]",
+        "null",
+        "5",
+        '{"moves":5}',
+        '{"moves":[null]}',
+        '{"moves":[{"show":7}]}',
+        '{"system":"x"}',
+        '{"replica":7}',
+    ],
+)
+def test_an_address_with_a_play_that_is_none_is_said_and_leaves_an_empty_one(look, moves) -> None:
+    page = look("?mode=break&moves=" + quote(moves))
+    if moves not in {"null", "5"}:  # these name nothing
+        assert "cannot be read" in page.locator("#problem").inner_text()
+    assert page.locator(".moves li").count() == 0
+    page.get_by_role("button", name="Say one thing to some").click()
+    holds(page, "document.querySelectorAll('.moves li').length === 4")
+    holds(page, "document.querySelector('#problem').hidden")
+
+
+def test_a_phone_has_more_room_for_the_drawing_than_for_buttons(look) -> None:
+    page = look("?scenario=quorums-logs&step=9999", viewport={"width": 360, "height": 740})
+    taken = "['header', '#controls'].reduce((sum, at) => sum + document.querySelector(at).getBoundingClientRect().height, 0)"
+    assert page.evaluate(taken) < 740 / 4
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+
+
+def test_every_control_is_reached_by_the_keyboard(look) -> None:
+    page = look("?scenario=log-ahead")
+    reached = []
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        reached.append(
+            page.evaluate(
+                "document.activeElement.id || document.activeElement.dataset.mode || document.activeElement.tagName"
+            )
+        )
+    assert {"watch", "break", "help-button", "theme", "scenario", "beside", "seed", "play", "slider", "grain"} <= set(
+        reached
+    )
 
 
 def test_a_live_cluster_is_shown_and_has_no_button(look, tmp_path) -> None:

@@ -54,6 +54,24 @@ def test_it_comes_as_expected(name: str, seed: int) -> None:
     assert verdict["live"] or name in UNSAFE
 
 
+@pytest.mark.parametrize("name", sorted(UNSAFE))
+def test_what_follows_from_two_outcomes_is_not_told_as_more_that_went_wrong(name: str) -> None:
+    kinds = [line["kind"] for line in SCENARIOS[name].run().of("violation")]
+    assert "agreement" in kinds
+    assert not {"state", "exactly-once", "durability", "linearizability"} & set(kinds)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_reply_without_a_result_claims_no_outcome(seed: int) -> None:
+    notes = SCENARIOS["outcome-only-3f1"].run(seed).of("note")
+    assert not [line["text"] for line in notes if line["text"].endswith("for s0")]
+
+
+def test_only_attempt_2_reads_out_of_order() -> None:
+    assert [system.name for system in SYSTEMS.values() if not system.in_order] == ["unordered"]
+    assert SYSTEMS["unordered"].patches()
+
+
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_the_step_that_decides_it_is_the_one_named(name: str) -> None:
     trace = SCENARIOS[name].run()

@@ -101,6 +101,55 @@ def test_a_page_of_another_place_cannot_ask(url: str) -> None:
     assert get(url, "api/scenarios", Host="example.com")[0] in {400, 403, 421}
 
 
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_a_page_of_another_site_makes_this_machine_run_nothing(url: str, site: str) -> None:
+    play = urllib.parse.urlencode({"system": "three-phase", "replica": 0, "moves": '[{"do":"behave"}]'})
+    for path in (
+        "api/trace/unordered",
+        "api/shiviz/unordered",
+        f"api/play?{play}",
+        f"api/play/shiviz?{play}",
+        "api/live",
+    ):
+        status, text, _ = get(url, path, **{"Sec-Fetch-Site": site})
+        assert (status, json.loads(text)["error"]["code"]) == (403, "other-site")
+    for mine in ("same-origin", "none"):
+        assert get(url, "api/trace/unordered", **{"Sec-Fetch-Site": mine})[0] == 200
+    # A link from elsewhere leads to the page.
+    assert get(url, "?scenario=unordered", **{"Sec-Fetch-Site": site})[0] == 200
+
+
+@pytest.mark.parametrize(
+    "moves",
+    [
+        "{", "[", "[" * 5000, "9" * 5000, "null", '"x"', "[1]", "[null]", '[{"do":["append"]}]', '[{"do":"append","kind":["x"]}]',
+        '[{"do":"append","kind":{}}]', '[{"do":"append","kind":"PREPARE","view":0,"slot":1,"batch":["A"]}]',
+        '[{"do":"append","kind":"CHECKPOINT","slot":1e999}]', '[{"do":"append","kind":"CHECKPOINT","slot":NaN}]',
+        '[{"do":"append","kind":"CHECKPOINT","slot":true}]', '[{"do":"show","show":[true]}]', '[{"do":"show","show":[[1]]}]',
+        '[{"do":"show","show":{"1":1}}]', '[{"do":"wait","ms":-1}]', "[" + ",".join(['{"do":"behave"}'] * 41) + "]", "x" * 7000,
+    ],
+)  # fmt: skip
+def test_moves_that_are_none_are_refused_with_a_reason(url: str, moves: str) -> None:
+    query = urllib.parse.urlencode({"system": "three-phase", "replica": 0, "moves": moves})
+    status, text, _ = get(url, f"api/play?{query}")
+    assert (status, json.loads(text)["error"]["code"]) == (400, "bad-request")
+
+
+def test_bodies_and_methods_that_nobody_wants_are_refused(url: str) -> None:
+    for body, wanted in ((b"{}", 405), (bytes(3_000_000), 413)):
+        request = urllib.request.Request(url + "api/play", data=body, method="POST")  # noqa: S310 - ours
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=30)  # noqa: S310 - ours
+        with refused.value as error:
+            assert error.code == wanted
+
+
+def test_what_nobody_expected_is_reported_where_the_server_runs(capsys) -> None:
+    serve._report(RuntimeError("a run that failed"))
+    said = capsys.readouterr()
+    assert (said.out, "RuntimeError: a run that failed" in said.err) == ("", True)
+
+
 def test_runs_are_kept_but_not_for_ever() -> None:
     import asyncio
 

@@ -14,7 +14,7 @@ import uvloop
 from client import Client
 from client.connection import Timing
 from client.events import Settings
-from replica.cluster.clusterfile import load_cluster_file
+from replica.cluster.clusterfile import load_any_cluster_file
 from replica.cluster.home import SETTINGS_NAME
 from replica.cluster.keys import ClientKey, load_client_key
 from replica.cluster.provision import init_cluster, replica_folder_name
@@ -112,7 +112,9 @@ class Processes(ClientsMixin, contextlib.AbstractContextManager):
     def __init__(self, directory: Path, f: int = 1, extra_environment=None, **options) -> None:
         self.directory = directory
         exists = directory.exists()  # a copy of one that was made before
-        self.cluster = load_cluster_file(directory) if exists else init_cluster(directory, f=f, base_port=0, **options)
+        self.cluster = (
+            load_any_cluster_file(directory) if exists else init_cluster(directory, f=f, base_port=0, **options)
+        )
         self._environment = environment(**(extra_environment or {}))
         self._children: dict[int, subprocess.Popen] = {}
 

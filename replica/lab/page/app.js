@@ -128,6 +128,7 @@ function firstTheme() {
   return known || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
 }
 
+const bounded = (seed) => Math.floor(Math.max(0, Math.min(1000000, Number(seed) || 0)));
 const otherTheme = () => setTheme(document.documentElement.dataset.theme === "dark" ? "light" : "dark");
 
 // The page.
@@ -154,6 +155,11 @@ async function start() {
   const options = (first) => [...(first ? [element("option", { value: "" }, first)] : []), ...scenarios.map((s) => element("option", { value: s.name }, s.title))];
   $("scenario").append(...options());
   $("beside").append(...options("nothing"));
+  // Whatever else an address says: it was typed, or cut off.
+  const known = (id) => [...$(id).options].some((option) => option.value === state[id]);
+  for (const id of ["beside", "speed", "grain"]) if (!known(id)) state[id] = [...$(id).options].find((option) => option.defaultSelected)?.value ?? "";
+  state.seed = bounded(state.seed);
+  if (!["watch", "break", ...(live ? ["live"] : [])].includes(state.mode)) state.mode = "watch";
   if (!scenarios.some((s) => s.name === state.scenario)) state.scenario = live && state.mode === "live" ? "" : scenarios[0].name;
   document.querySelector("[data-mode=live]").hidden = !live;
   if (live && !new URLSearchParams(location.search).has("mode")) state.mode = "live";
@@ -184,7 +190,7 @@ async function enter(mode, systems, keepStep = false) {
 
 function listen(systems) {
   const rerun = () => {
-    Object.assign(state, { scenario: $("scenario").value, beside: $("beside").value, seed: Math.max(0, Math.min(1000000, Number($("seed").value) || 0)), step: 0 });
+    Object.assign(state, { scenario: $("scenario").value, beside: $("beside").value, seed: bounded($("seed").value), step: 0 });
     $("seed").value = state.seed;
     enter("watch", systems);
   };

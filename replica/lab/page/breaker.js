@@ -40,13 +40,24 @@ let root, state, systems;
 
 export async function enter(node, shared, known) {
   [root, state, systems] = [node, shared, known];
+  let problem = "";
   try {
-    if (state.moves) play = { ...play, ...JSON.parse(state.moves) };
+    if (state.moves) play = { ...play, ...playOf(JSON.parse(state.moves)) };
   } catch {
-    complain("the address names moves that cannot be read");
+    problem = "the address names moves that cannot be read, so there are none";
   }
   draw();
   await run(state.step);
+  if (problem) complain(problem);
+}
+
+// What an address may say of a play; the server judges the moves themselves.
+function playOf(found) {
+  const { system, beside, replica, moves } = { ...play, ...found };
+  const names = systems.map((one) => one.name);
+  const areMoves = Array.isArray(moves) && moves.every((move) => move && typeof move === "object" && Array.isArray(move.show ?? []));
+  if (!areMoves || !names.includes(system) || !["", ...names].includes(beside) || ![0, 1].includes(replica)) throw new Error("no play");
+  return { system, beside, replica, moves };
 }
 
 const systemOf = (name) => systems.find((system) => system.name === name) || systems[0];

@@ -161,7 +161,7 @@ def test_colour_only_on_a_terminal_and_not_with_no_color(capsys, monkeypatch):
 def test_json_is_one_document_per_line(capsys, tmp_path):
     screen = Screen(as_json=True)
     directory = make_cluster(tmp_path / "c")
-    screen.banner(directory, dev.load_cluster_file(directory), temporary=False)
+    screen.banner(directory, dev.load_any_cluster_file(directory), temporary=False)
     run([child("c", "print('x')")], screen, asyncio.Event())
     shown = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [document["event"] for document in shown] == ["started", "log", "ended"]

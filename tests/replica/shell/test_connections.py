@@ -11,7 +11,7 @@ import pytest
 from replica.apps import kv
 from replica.cluster.keys import ClientKey
 from replica.core.layout import LayoutError
-from replica.shell import server
+from replica.shell import accepting as server
 from replica.wire import frames
 from replica.wire.frames import WRITE_BUFFER_HIGH, MessageProtocol
 from replica.wire.messages import (

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from replica.lab.pbft import (
+from replica.pbft.machine import PbftCore
+from replica.pbft.messages import (
     Broadcast,
     Certificate,
     Cluster,
@@ -13,7 +14,6 @@ from replica.lab.pbft import (
     Executed,
     NewView,
     Opened,
-    PbftCore,
     Prepare,
     PrePrepare,
     Request,
@@ -66,7 +66,7 @@ def test_a_slot_is_decided_by_a_certificate_and_2f_plus_1_commits() -> None:
     assert bodies(hear(replica, *votes(Prepare, 2)), Commit) == [Commit(0, 1, A1.digest())]
     assert not [e for e in hear(replica, *votes(Commit, 0)) if isinstance(e, Executed)]
     assert [e.request for e in hear(replica, *votes(Commit, 2)) if isinstance(e, Executed)] == [A1]
-    assert replica.executed_slot(A1) == 1
+    assert replica.pending.executed_slot(A1) == 1
 
 
 def test_one_replica_counts_once_and_the_primarys_prepare_not_at_all() -> None:
