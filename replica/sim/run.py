@@ -128,7 +128,14 @@ class Run:
         calm = self.world.now
         self._bring_to_an_end(calm, self._what_waits)
         self.world.counts["calm-ms-max"] = self.world.now - calm
+        # Where what it said later was forgotten, it takes a transfer of the state to show it that there was more.
+        shown = self.world.now + self.scenario.liveness_ms
+        self.world.run(shown, lambda: bool(self.witness.violations) or not self._goes_on_rolled_back())
         return self._verdict()
+
+    def _goes_on_rolled_back(self) -> list[int]:
+        """Return who was rolled back and does not know it."""
+        return [number for number, one in self.replicas.items() if one.rolled_back and one.core.halted is None]
 
     def _bring_to_an_end(self, began: int, what_waits: Callable[[], list[str]]) -> None:
         self.world.run(began + self.scenario.liveness_ms, lambda: bool(self.witness.violations) or not what_waits())
@@ -183,8 +190,8 @@ class Run:
                 self.witness.violation("bounds", f"replica {number}: {error}")
             if not replica.is_milestone_sound():
                 self.witness.violation("state", f"what replica {number} stored is not what its header names")
-            if replica.rolled_back and core.halted is None:
-                self.witness.violation("rollback", f"replica {number} was rolled back and goes on")
+        for number in self._goes_on_rolled_back():
+            self.witness.violation("rollback", f"replica {number} was rolled back and goes on")
         self.witness.settle(states)
         counts = self.world.counts + self.witness.counts
         counts["runs"] = 1
