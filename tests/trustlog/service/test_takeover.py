@@ -300,13 +300,13 @@ def test_an_old_copy_put_back_by_root_shows_in_the_greeting():
             assert log.last == 1
 
 
-def serve_until_it_ends(folder: Path, *options: str, state: Path | None = None, **kinds) -> str:
+def serve_until_it_ends(folder: Path, *options: str, state: Path | None = None, code: int = 2, **kinds) -> str:
     """Run the service with a mistake in it; its one line of error."""
     state = state or folder / "log"
     command = [*command_of_service(), "--state", state]
     command += options or ["--socket", str(folder / "run" / "s"), "--user", f"{os.getuid()}:{os.getgid()}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **kinds)
-    assert done.returncode == 1, done.stderr
+    assert done.returncode == code, done.stderr
     lines = done.stderr.splitlines()
     assert len(lines) == 1, done.stderr
     return lines[0]
@@ -335,7 +335,7 @@ def test_what_keeps_it_from_starting_is_said():
         raw[600] ^= 1
         (state / "log.state").write_bytes(raw)
         (folder / "run" / "s").unlink()
-        assert "damaged at offset 512" in serve_until_it_ends(folder, state=state)
+        assert "damaged at offset 512" in serve_until_it_ends(folder, state=state, code=1)
 
 
 @as_root
