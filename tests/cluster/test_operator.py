@@ -272,6 +272,11 @@ def test_a_file_that_was_changed_under_a_running_replica(tmp_path, doctor):
         assert "the running replica read" in of(findings, "replica")[0]["text"]
 
 
+def without_figures(text: str) -> str:
+    """Free space and clocks move between two calls."""
+    return re.sub(r"\d+", "#", text)
+
+
 def test_plain_and_table_say_the_same(tmp_path, call):
     with Processes(tmp_path / "c") as cluster:
         code, out, _ = call("doctor", cluster.folder(0), "-o", "plain")
@@ -284,4 +289,4 @@ def test_plain_and_table_say_the_same(tmp_path, call):
         assert problems >= 2
         assert f"{len(rows)} checks: {problems} problems" in shown
         for row in rows:
-            assert row[3] in shown
+            assert without_figures(row[3]) in without_figures(shown)
