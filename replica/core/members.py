@@ -81,6 +81,11 @@ class MemberList:
         return b"".join(parts) + struct.pack(">H", len(reason)) + reason
 
     @property
+    def digest(self) -> bytes:
+        """The 32-byte SHA-256 of `encode()`."""
+        return hashlib.sha256(self.encode()).digest()
+
+    @property
     def members(self) -> tuple[Member, ...]:
         """The members as far as ordering is concerned."""
         return tuple(seat.member for seat in self.seats)
@@ -159,7 +164,7 @@ class Membership:
     @property
     def digest(self) -> bytes:
         """The 32-byte SHA-256 of the list in force; b"" as long as that is the genesis."""
-        return b"" if self.current is None else hashlib.sha256(self.current.encode()).digest()
+        return b"" if self.current is None else self.current.digest
 
     @property
     def ends(self) -> int | None:

@@ -43,7 +43,7 @@ from replica.sim.messages import (
     Request,
     Subscribe,
 )
-from replica.sim.setting import CLIENTS_FROM, WALL_MS, Setting
+from replica.sim.setting import CLIENTS_FROM, NOWHERE, WALL_MS, Setting
 from replica.sim.words import effect_in_words, group_label
 
 TICK_MS = 50
@@ -198,7 +198,7 @@ class Host:
         nodes = getattr(self, "_nodes", None) or list(range(genesis.n))
         for member in genesis.members:
             if member.since == genesis.list_number and member.since:
-                nodes[member.number : member.number + 1] = [self.setting.places[member.log_public_key]]
+                nodes[member.number : member.number + 1] = [self.setting.places.get(member.log_public_key, NOWHERE)]
         self._nodes = nodes[: genesis.n]
 
     def node_of(self, number: int) -> int:
@@ -226,9 +226,9 @@ class Host:
         link = Link(self.kept.header, self.kept.certificate, members.encode())
         if members.number > len(self.setting.links):
             self.setting.links.append(link.encode())
-        return self._go_over(check_link(link, self.genesis, self.verifier.entry).genesis, snapshot)
+        return self._change_list(check_link(link, self.genesis, self.verifier.entry).genesis, snapshot)
 
-    def _go_over(self, genesis: Genesis, snapshot: Snapshot) -> Snapshot | None:
+    def _change_list(self, genesis: Genesis, snapshot: Snapshot) -> Snapshot | None:
         if all(member.log_public_key != self.log.public_key for member in genesis.members):
             return None  # it is no member any more, and stays to serve what it has
         self._enter(genesis)

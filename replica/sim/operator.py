@@ -166,7 +166,7 @@ class Operator:
             return
         before = self.chain[-1] if self.chain else self.setting.genesis
         verifier = self.setting.verifier_of(before)
-        self.chain.append(check_link(decode_link(links[-1]), before, verifier.entry).genesis)
+        self.chain.append(check_link(decode_link(links[wish.members.number - 1]), before, verifier.entry).genesis)
         self._wish = None
         self._enter(wish.newcomers, list(self.chain))
         self._when_settled()

@@ -183,13 +183,16 @@ class CorrectReplica(Host):
         if self.is_down or self.core.is_appending or self._installing is not None or self.disk.milestones:
             return
         if self.core.halted is None and self.core.executed == self.core.ends:
-            before = self.genesis
-            snapshot = self.next_list(self._application())
-            if snapshot is not None:
-                self.world.note(f"{self.number} goes over to list {self.genesis.list_number}")
-                self.world.counts["went-over"] += 1
-                self.disk.drop_logs(before, self.genesis)
-                self._begin(snapshot)
+            self._survives(self._go_over)
+
+    def _go_over(self) -> None:
+        before = self.genesis
+        snapshot = self.next_list(self._application())
+        if snapshot is not None:
+            self.world.note(f"{self.number} goes over to list {self.genesis.list_number}")
+            self.world.counts["went-over"] += 1
+            self.disk.drop_logs(before, self.genesis)
+            self._begin(snapshot)
 
     def jump(self, genesis: Genesis) -> None:
         """See `Host`."""

@@ -9,6 +9,7 @@ from replica.core.genesis import Limits, Ordering
 from replica.sim.clients import Habits
 from replica.sim.cutlies import CUT_KINDS, UNCLOSED, FalseCuts
 from replica.sim.disk import Damage
+from replica.sim.forgers import ForgedList
 from replica.sim.hiding import HiddenView
 from replica.sim.lies import REFERENCE_KINDS
 from replica.sim.mutations import MUTATIONS
@@ -22,6 +23,7 @@ REAL_SIGNATURES_EVERY = 100
 LIVENESS_MS = 300_000
 # Seeds from here on are about changes of the members.
 MEMBERS_FROM = 1_000_000
+FORGED_SHARE = 0.3
 # Of so many seeds one is about one strategy, one about coming back, one about one malformed field, and one, every other
 # turn, about a rule.
 FOCUS_EVERY = 4
@@ -119,7 +121,12 @@ def _changes(drawn: Scenario) -> dict[str, Any]:
             f += 1 if kind == "add" else -1
             faulty = {i for i in faulty if i <= 2 * f}
             changes.append(Change(kind, at))
-    return {"changes": tuple(changes), "rolled_back": None}
+    forged = [chance.random() < FORGED_SHARE for _ in drawn.strategies]
+    strategies = tuple(
+        (*chosen, ForgedList.name) if forges else chosen
+        for chosen, forges in zip(drawn.strategies, forged, strict=True)
+    )
+    return {"changes": tuple(changes), "rolled_back": None, "strategies": strategies}
 
 
 def _draw(seed: int) -> Scenario:

@@ -15,6 +15,7 @@ VILLAINS_FROM = 200
 # Nodes of replicas that come in later; the first ones have their number for a node.
 NEWCOMERS_FROM = 60
 OPERATOR = 300
+NOWHERE = 99  # where nobody is
 WALL_MS = 1_700_000_000_000
 # A cut that lags for so many first patiences is left for; shorter than in life, because runs are.
 CUT_PATIENCES = 1
