@@ -5,7 +5,9 @@ Every replica runs every operation in the same order, so `apply` must be determi
 `context.state`; the platform digests, stores and transfers it. An exception is an error result and changes nothing.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import IntFlag
 from importlib import import_module
 from typing import Protocol, cast
 
@@ -40,11 +42,35 @@ class Context:
     ordered: bool = True
 
 
+class Right(IntFlag):
+    """What an operation does with keys of the state."""
+
+    READ = 1
+    WRITE = 2
+
+
 class Application(Protocol):
-    """The interface an application implements."""
+    """The interface an application implements.
+
+    An application whose clients are to be allowed some keys of the state only (`replica.core.clients`) has a method
+    `accesses` too, as `KeysNamed` has it.
+    """
 
     def apply(self, operation: bytes, context: Context) -> bytes:
         """Carry out one operation and return its result."""
+        ...
+
+
+class KeysNamed(Application, Protocol):
+    """An application that says which keys of the state an operation reads and writes."""
+
+    def accesses(self, operation: bytes) -> Iterable[tuple[Right, bytes]]:
+        """Return what `apply` may read and write if it is given `operation`: one right and one key each.
+
+        A key stands for all keys that begin with it too, b"" for the whole state. A result that tells more of a key than
+        whether it had a value reads it. OperationError for what `apply` refuses whatever the state holds. Nobody may
+        carry out more than what is returned: that is all that is asked of a client that may not use all keys.
+        """
         ...
 
 

@@ -21,31 +21,33 @@ Operations on several keys, conditions and groups are in `kv_groups`, codes and 
 """
 
 import struct
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from replica.application import Context, OperationError
-from replica.apps import kv_groups, kv_versions
+from replica.application import Context, OperationError, Right
+from replica.apps import kv_access, kv_groups, kv_versions
 from replica.apps.kv_layout import (
-    HEAD,
     I64,
     I64_MAX,
     I64_MIN,
     KEY_BYTES_MAX,
+    MALFORMED,
     RECORD_BYTES_MAX,
     RESERVED,
     SCAN_BYTES_MAX,
     SCAN_LIMIT_MAX,
     WITH_PREFIX,
-    WITHOUT_KEY,
     Budget,
     Code,
-    check_key,
     check_record,
     found,
     head,
     read_number_at,
+    split,
 )
 from replica.core.layout import U32, LayoutError, Reader
+
+Listing = Callable[[bytes, Reader, Context, Budget], bytes]
 
 # How a cluster file names this application.
 APPLICATION = "replica.apps.kv:KeyValue"
@@ -61,23 +63,19 @@ class KeyValue:
         """Carry out one operation; OperationError for one that is malformed or cannot be done."""
         return self._carry_out(operation, context, Budget())
 
+    def accesses(self, operation: bytes) -> Iterator[tuple[Right, bytes]]:
+        """Return what an operation reads and writes (`kv_access`); OperationError for one that is malformed."""
+        return kv_access.accesses(operation)
+
     def _carry_out(self, operation: bytes, context: Context, budget: Budget) -> bytes:
-        if len(operation) < HEAD.size:
-            raise OperationError("not an operation of the key-value store")
-        code, size = HEAD.unpack_from(operation)
-        body_at = HEAD.size + size
-        key = operation[HEAD.size : body_at]
-        if len(key) != size or size > KEY_BYTES_MAX or (size and code in WITHOUT_KEY):
-            raise OperationError(f"a key must have 1 to {KEY_BYTES_MAX} bytes")
-        if code not in WITH_PREFIX and code not in WITHOUT_KEY:
-            check_key(key)
+        code, key, body_at = split(operation)
         state = context.state
         if code == Code.PUT:
             replaced = key in state
             _store(context, key, operation[body_at:])
             return b"\x01" if replaced else b"\x00"
         if code in {Code.GET, Code.DELETE} and len(operation) != body_at:
-            raise OperationError("not an operation of the key-value store")
+            raise OperationError(MALFORMED)
         if code == Code.GET:
             return found(state.get(key))
         if code == Code.DELETE:
@@ -90,7 +88,7 @@ class KeyValue:
                 return _LISTINGS[code](key, body, context, budget)
             return _OTHERS[code](key, body, context)
         except (KeyError, LayoutError):
-            raise OperationError("not an operation of the key-value store") from None
+            raise OperationError(MALFORMED) from None
 
 
 def _store(context: Context, key: bytes, value: bytes) -> None:
@@ -140,7 +138,7 @@ def _scan(prefix: bytes, body: Reader, context: Context, budget: Budget) -> byte
 
 
 _OTHERS = {Code.CAS: _cas, Code.INCR: _incr, **kv_groups.HANDLERS}
-_LISTINGS = {Code.SCAN: _scan, Code.KEYS: kv_groups.list_keys}
+_LISTINGS: dict[int, Listing] = {Code.SCAN: _scan, Code.KEYS: kv_groups.list_keys}
 
 # The client's side: operations out, results in.
 

@@ -21,6 +21,7 @@ GROUP_RESULT_BYTES_MAX = 1024 * 1024 - 1024
 LOOKED_AT_MAX = 16 * 1024
 ERROR_BYTES_MAX = 1000
 I64_MIN, I64_MAX = -(2**63), 2**63 - 1
+MALFORMED = "not an operation of the key-value store"
 # Keys that begin so are the store's own records (`kv_versions`): no text in UTF-8 does.
 RESERVED = b"\xfftrustlog/"
 
@@ -75,6 +76,20 @@ class Budget:
         if self.left == 0:
             raise OperationError(f"an operation lists at most {LOOKED_AT_MAX} keys; ask for less at once")
         self.left -= 1
+
+
+def split(operation: bytes) -> tuple[int, bytes, int]:
+    """Return an operation's code, the key in its head, and where what follows begins; OperationError if it is none."""
+    if len(operation) < HEAD.size:
+        raise OperationError(MALFORMED)
+    code, size = HEAD.unpack_from(operation)
+    body_at = HEAD.size + size
+    key = operation[HEAD.size : body_at]
+    if len(key) != size or size > KEY_BYTES_MAX or (size and code in WITHOUT_KEY):
+        raise OperationError(f"a key must have 1 to {KEY_BYTES_MAX} bytes")
+    if code not in WITH_PREFIX and code not in WITHOUT_KEY:
+        check_key(key)
+    return code, key, body_at
 
 
 def check_key(key: bytes) -> bytes:

@@ -22,7 +22,8 @@ Layout (integers big-endian):
 
   kind 3, administer:
     u64 void after: it does nothing when executed above this slot
-    u32 length, command: a list of members (`replica.core.members`); judged when it is executed, not before
+    u32 length, command: a list of members (`replica.core.members`), or about clients (`replica.core.clients`); judged
+        when it is executed, not before
 
     64  signature by the client's key over all bytes before it (ECDSA P-256, SHA-256, raw r and s)
 
@@ -78,6 +79,8 @@ class Status(IntEnum):
     VOID = 5  # an opening or a command whose `void after` has passed or lies too far ahead: no session
     BUSY = 6  # an opening for which there is no room: no session
     TOO_LARGE = 7  # no room in the reply beside the envelope's other results: not executed; ask again with fewer
+    NOT_ALLOWED = 8  # this key may not be a client's: not executed now; whether it was before is unknown
+    NOT_PERMITTED = 9  # this key may not do that: not executed; the result says what it may not
 
 
 @dataclass(frozen=True, slots=True, order=True)

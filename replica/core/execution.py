@@ -2,22 +2,25 @@
 
 `Executor.execute` takes the next slot's batch and returns the replies. An application's exception is an error result
 and changes nothing; a request that was executed before gets the result kept; nothing here can fail because of what a
-batch holds.
+batch holds. What its key is not allowed (`replica.core.clients`) is not executed, ordered or not.
 """
 
 import hashlib
 import struct
 from dataclasses import dataclass
 
-from replica.application import Application, Context, OperationError
+from replica.application import Application, Context, OperationError, Right
 from replica.core.batch import Batch
+from replica.core.clients import Clients, is_about_clients
 from replica.core.envelope import (
     Administer,
+    AdministerReply,
     Envelope,
     Open,
     OpenReply,
     Operations,
     Result,
+    SessionId,
     Status,
     encode_administer_reply,
     encode_open_reply,
@@ -30,6 +33,7 @@ from replica.core.state import BucketedMap
 
 CHECKPOINT_TAG = b"trustlog/state\0\0"
 ERROR_TEXT_BYTES_MAX = 1000
+KEY_BYTES_SHOWN_MAX = 100  # of a key that a client may not use
 
 # Not the operation's doing, and not the same on every replica: these stop the replica instead of being a result.
 _FATAL = (MemoryError, SystemError)
@@ -44,14 +48,21 @@ class Executed:
 
 
 class Executor:
-    """The agreed state, and the only code that changes it."""
+    """The agreed state, and the only code that changes it.
+
+    clients_changed: whether the last slot changed who may be a client.
+    """
 
     def __init__(self, application: Application, genesis: Genesis) -> None:
         self._application = application
+        self._accesses = getattr(application, "accesses", None)
         self._limits = genesis.limits
+        self._operators = genesis.operators
         self._context = Context(BucketedMap())
         self.table = ClientTable(genesis.limits)
         self.membership = Membership(genesis, self.table.records)
+        self.clients = Clients(self.table.records, by_prefix=self._accesses is not None)
+        self.clients_changed = False
         self.slot = 0
         self.operations = 0
 
@@ -73,6 +84,7 @@ class Executor:
         executor._context = Context(state, slot, time_ms)
         executor.table = ClientTable.restored(genesis.limits, records)
         executor.membership = Membership.restored(genesis, records)
+        executor.clients = Clients.restored(records, by_prefix=executor._accesses is not None)
         executor.slot = slot
         return executor
 
@@ -95,10 +107,12 @@ class Executor:
         context.slot = slot
         context.time_ms = max(context.time_ms, batch.time_ms)
         self.table.begin_slot(slot)
+        commands_before = self.clients.number
         replies = [
             Executed(envelope.client, self._execute_envelope(envelope, slot, place))
             for place, envelope in enumerate(batch.envelopes)
         ]
+        self.clients_changed = self.clients.number != commands_before
         self.membership.end_slot(slot)
         self.state.settle()
         return replies
@@ -106,11 +120,15 @@ class Executor:
     def known_reply(self, envelope: Envelope) -> bytes | None:
         """Return the reply to an envelope that has nothing left to be executed, else None."""
         content = envelope.content
+        refused = self._refused(envelope)
+        if refused is not None:
+            return refused
         if isinstance(content, Open):
             opened = self.table.opened(envelope.client, content.nonce)
             return None if opened is None else encode_open_reply(OpenReply(content.nonce, Status.OK, opened))
         if isinstance(content, Administer):
-            known_change = self.membership.known(content)
+            about = self.clients if is_about_clients(content.command) else self.membership
+            known_change = about.known(content)
             return None if known_change is None else encode_administer_reply(known_change)
         session = self.table.find(content.session, envelope.client)
         if session is None:
@@ -121,11 +139,14 @@ class Executor:
             return None
         return encode_operations_reply(content.session, content.first, results)
 
-    def peek(self, operation: bytes) -> Result:
-        """Return what `operation` would give now, changing nothing: an answer nobody else vouches for."""
+    def peek(self, operation: bytes, client: bytes = b"") -> Result:
+        """Return what `operation` would give `client` now, changing nothing: an answer nobody else vouches for."""
+        if not self.clients.is_allowed(client):
+            return Result(Status.NOT_ALLOWED, 0, b"")
         self._context.ordered = False
+        self._context.client = client
         try:
-            result = self._apply(operation)
+            result = self._not_permitted(operation) or self._apply(operation)
         finally:
             self._context.ordered = True
         self.state.rollback()
@@ -149,17 +170,48 @@ class Executor:
 
     def _execute_envelope(self, envelope: Envelope, slot: int, place: int) -> bytes:
         content = envelope.content
+        refused = self._refused(envelope)
+        if refused is not None:
+            return refused
         if isinstance(content, Open):
             status, session_id = self.table.open(envelope.client, content, slot, place)
             return encode_open_reply(OpenReply(content.nonce, status, session_id))
         if isinstance(content, Administer):
-            return encode_administer_reply(self.membership.execute(envelope.client, content, slot))
+            return encode_administer_reply(self._administer(envelope.client, content, slot))
         session = self.table.find(content.session, envelope.client)
         if session is None:
             expired = Result(Status.EXPIRED, slot, b"")
             return encode_operations_reply(content.session, content.first, [expired] * len(content.operations))
         self._context.client = envelope.client
         return encode_operations_reply(content.session, content.first, self._execute_operations(content, session))
+
+    def _refused(self, envelope: Envelope) -> bytes | None:
+        """Return the reply to an envelope of a key that may not ask for that, else None.
+
+        It names no slot: the answers of replicas that are not equally far are the same bytes.
+        """
+        content, client = envelope.content, envelope.client
+        if isinstance(content, Administer):
+            if client in self._operators:
+                return None
+            digest = hashlib.sha256(content.command).digest()
+            text = "this key is no operator's of this cluster"
+            return encode_administer_reply(AdministerReply(digest, Status.ERROR, 0, text))
+        if self.clients.is_allowed(client):
+            return None
+        if isinstance(content, Open):
+            return encode_open_reply(OpenReply(content.nonce, Status.NOT_ALLOWED, SessionId(0, 0)))
+        results = [Result(Status.NOT_ALLOWED, 0, b"")] * len(content.operations)
+        return encode_operations_reply(content.session, content.first, results)
+
+    def _administer(self, operator: bytes, content: Administer, slot: int) -> AdministerReply:
+        if not is_about_clients(content.command):
+            return self.membership.execute(operator, content, slot)
+        before = self.clients.number
+        reply = self.clients.execute(content, slot)
+        if self.clients.number != before:
+            self.table.end_sessions(self.clients.is_allowed)
+        return reply
 
     def _execute_operations(self, content: Operations, session: Session) -> list[Result]:
         slot = self.slot
@@ -181,7 +233,7 @@ class Executor:
         return results
 
     def _execute_operation(self, operation: bytes, budget: int) -> Result:
-        result = self._apply(operation)
+        result = self._not_permitted(operation) or self._apply(operation)
         if result.status == Status.OK and len(result.value) > budget:
             # Kept like any result, so that a replay of the envelope does not execute later what is refused now.
             result = Result(Status.TOO_LARGE, self.slot, b"")
@@ -191,6 +243,25 @@ class Executor:
             self.state.rollback()
         self.operations += 1
         return result
+
+    def _not_permitted(self, operation: bytes) -> Result | None:
+        """Return the result of an operation that the context's client may not ask for, else None."""
+        client = self._context.client
+        if not self.clients.is_restricted(client):
+            return None
+        if self._accesses is None:
+            return Result(Status.NOT_PERMITTED, self.slot, b"the application no longer says which keys it uses")
+        try:
+            for right, key in self._accesses(operation):
+                if not self.clients.permits(client, right, key):
+                    return Result(Status.NOT_PERMITTED, self.slot, _may_not(right, key))
+        except OperationError as error:
+            return Result(Status.ERROR, self.slot, _text(error))
+        except _FATAL:
+            raise
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - as in `_apply`
+            return Result(Status.ERROR, self.slot, f"operation failed: {type(error).__name__}".encode())
+        return None
 
     def _apply(self, operation: bytes) -> Result:
         """Run the application; the caller commits or rolls back."""
@@ -208,6 +279,12 @@ class Executor:
         if len(value) > self._limits.result_bytes_max:
             return Result(Status.ERROR, self.slot, b"the result is too large")
         return Result(Status.OK, self.slot, value)
+
+
+def _may_not(right: Right, key: bytes) -> bytes:
+    what = "read" if right is Right.READ else "write"
+    shown = key[:KEY_BYTES_SHOWN_MAX].decode("utf-8", "backslashreplace")
+    return f'this key may not {what} "{shown}"'.encode()
 
 
 def _text(error: OperationError) -> bytes:

@@ -457,16 +457,18 @@ class ReplicaCore(Inspection):
     def _drop_what_is_answered(self, batch: Batch) -> list[Send]:
         """Forget requests that this batch left with nothing to execute; return their replies.
 
-        A faulty client can sign two envelopes with the same numbers, or acknowledge numbers that were never executed.
-        The primary answers such a request and never orders it, so nobody may lose patience over it.
+        A faulty client can sign two envelopes with the same numbers, or acknowledge numbers that were never executed;
+        an operator can revoke anybody's key. The primary answers such a request and never orders it, so nobody may lose
+        patience over it.
         """
-        answers = []
-        for client in dict.fromkeys(envelope.client for envelope in batch.envelopes):
-            for waiting in list(self._known.requests.of(client)):
-                reply = self.executor.known_reply(waiting.envelope)
-                if reply is not None:
-                    self._known.requests.drop(waiting)
-                    answers.append(Send(client, reply))
+        answers, requests = [], self._known.requests
+        clients = dict.fromkeys(envelope.client for envelope in batch.envelopes)
+        everybody = self.executor.clients_changed
+        for waiting in list(requests) if everybody else [one for client in clients for one in requests.of(client)]:
+            reply = self.executor.known_reply(waiting.envelope)
+            if reply is not None:
+                requests.drop(waiting)
+                answers.append(Send(waiting.envelope.client, reply))
         return answers
 
     # Saying

@@ -18,10 +18,11 @@ The checkpoint digest covers the table as a map of records (integers big-endian)
     "o", 65 client, 16 nonce of an opening that is not void ->
         u64 slot, u32 place of its session, u64 void after
     "m" ...: the lists of members, see `replica.core.members`
+    "c" ...: who may be a client, see `replica.core.clients`
 """
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from sortedcontainers import SortedDict
@@ -39,8 +40,8 @@ OPENINGS_MAX = 65536
 # reply still fit a frame.
 SESSION_RESULT_BYTES_MAX = 6 * MIB
 
-# Records of `replica.core.members`, which have their place in the same map.
-MEMBERS_RECORDS = b"m"
+# Records of `replica.core.members` and `replica.core.clients`, which have their place in the same map.
+MEMBERS_RECORDS, CLIENTS_RECORDS = b"m", b"c"
 
 _SESSION_KEY = struct.Struct(">cQI")
 _OPENING = struct.Struct(">QIQ")
@@ -160,7 +161,7 @@ class ClientTable:
         for key, value in records.scan():
             if key[:1] == b"s":
                 table._restore_session(key, value)
-            elif key[:1] != MEMBERS_RECORDS:
+            elif key[:1] not in {MEMBERS_RECORDS, CLIENTS_RECORDS}:
                 table._restore_opening(key, value)
         if len(table) > limits.sessions_max or len(table._openings) > OPENINGS_MAX:
             raise LayoutError(f"{len(table)} sessions and {len(table._openings)} openings are too many")
@@ -220,6 +221,12 @@ class ClientTable:
         """Return the session that an opening with this nonce led to, as long as it is remembered."""
         known = self._openings.get(client + nonce)
         return None if known is None else known.session
+
+    def end_sessions(self, keeps: Callable[[bytes], bool]) -> None:
+        """End all sessions of the clients that `keeps` denies."""
+        for client in [client for client in self._by_client if not keeps(client)]:
+            for session in list(self._by_client[client]):
+                self._evict(self._sessions[session])
 
     def root(self) -> bytes:
         """Return the 32-byte digest of the whole table, encoding only sessions touched since the last call."""

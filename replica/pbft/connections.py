@@ -78,7 +78,7 @@ class PbftConnection(AcceptedConnection):
         if len(message.operation) > self._limits.operation_bytes_max:
             raise LayoutError("an operation above the limit")
         executor = self._node.executor
-        result = executor.peek(message.operation)
+        result = executor.peek(message.operation, cast("bytes", self.client))
         self.send(StaleResult(message.query, result.status, executor.slot, result.value))
         # Nobody ordered it, so nothing else paces it: one at a time, and everybody else in between.
         self.hold(pause=True)

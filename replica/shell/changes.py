@@ -48,6 +48,8 @@ class Recorder:
     def __init__(self, application: Application) -> None:
         self.application = application
         self.internal_prefix: bytes | None = getattr(application, "internal_prefix", None)
+        # None if the application does not say which keys an operation uses.
+        self.accesses = getattr(application, "accesses", None)
         self._state: BucketedMap | None = None
         # What the last operation wrote, in which slot: keys with their values before.
         self._written: list[tuple[bytes, bytes | None]] = []

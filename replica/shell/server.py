@@ -177,5 +177,5 @@ class ServerConnection(AcceptedConnection):
     def _on_stale_read(self, message: StaleRead) -> None:
         if len(message.operation) > self._limits.operation_bytes_max:
             raise LayoutError("an operation above the limit")
-        result = self._node.core.executor.peek(message.operation)
+        result = self._node.core.executor.peek(message.operation, cast("bytes", self.client))
         self.send(StaleResult(message.query, result.status, self._node.core.executed, result.value))

@@ -380,12 +380,12 @@ async def test_stale_reads_of_one_connection_are_done_one_a_turn(tmp_path, monke
             nonlocal in_this_turn
             in_this_turn = 0
 
-        def counted(operation):
+        def counted(operation, client):
             nonlocal done, in_this_turn, most
             loop.call_soon(turn_ends)
             done, in_this_turn = done + 1, in_this_turn + 1
             most = max(most, in_this_turn)
-            return peek(operation)
+            return peek(operation, client)
 
         monkeypatch.setattr(executor, "peek", counted)
         wire.write(b"".join(encode_frame(StaleRead(number, kv.get(b"k"))) for number in range(200)))
