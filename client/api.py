@@ -17,10 +17,19 @@ from typing import Self, TypeVar
 
 from client.connection import Timing
 from client.driver import Driver
-from client.errors import ClientError, NoReceipt, NotExecuted, NotOffered, SessionExpired, Undecided, Unreachable
+from client.errors import (
+    ClientError,
+    NoLongerAllowed,
+    NoReceipt,
+    NotExecuted,
+    NotOffered,
+    SessionExpired,
+    Undecided,
+    Unreachable,
+)
 from client.events import Settings
 from client.queries import ReplicaStatus, StaleAnswer, number_in
-from client.store import SCAN_PAGE, Bytes, KeyValueCalls, refusal, to_bytes
+from client.store import SCAN_PAGE, Bytes, KeyValueCalls, not_permitted, refusal, to_bytes
 from client.watch import Position, Watch
 from replica.apps import kv
 from replica.cluster.clusterfile import ClusterFile
@@ -183,7 +192,7 @@ class Client(KeyValueCalls):
                 raise Unreachable(f"{len(slots)} replicas say what they executed, {genesis.quorum} are needed")
             return slots[genesis.f]
         result = await self.submit(kv.get(b"slot"), deadline_s=deadline_s)
-        if result.status not in {Status.OK, Status.TOO_LARGE}:
+        if result.status not in {Status.OK, Status.TOO_LARGE, Status.NOT_PERMITTED}:
             raise error_of(result)
         return result.slot
 
@@ -259,6 +268,13 @@ def error_of(result: Result) -> ClientError:
     """Return the exception for a result that f+1 replicas gave and that is not OK."""
     if result.status is Status.ERROR:
         return refusal(result.value)
+    if result.status is Status.NOT_PERMITTED:
+        return not_permitted(result.value)
+    if result.status is Status.NOT_ALLOWED:
+        return NoLongerAllowed(
+            "outcome unknown: this client's key was revoked, or is not allowed. What was on its way before may have "
+            "been executed; nothing more is"
+        )
     if result.status is Status.EXPIRED:
         return SessionExpired(
             "session expired: outcome unknown. The cluster has dropped this client's session (it keeps a "

@@ -4,7 +4,8 @@ Pure: time, nonces and signatures come in from outside, effects (`client.events`
 
   R1  A reply counts for the replica over whose authenticated connection it came, never for what its bytes
       say; per envelope and replica only the latest counts. f+1 distinct replicas with equal bytes decide: one
-      of them is correct, and a correct replica replies only what was ordered and executed.
+      of them is correct, and a correct replica replies only what was ordered and executed, or that this
+      client's key is not allowed.
   R2  An operation's outcome is exactly one of: a result, or a `Failure`. At its deadline it fails, whatever
       happens. One that never was in an envelope fails as NOT_SENT, one that was as UNDECIDED.
   R3  Numbers are consecutive within a session. `acknowledged` is the first number of the lowest envelope that
@@ -17,8 +18,9 @@ Pure: time, nonces and signatures come in from outside, effects (`client.events`
 A session is opened when the first operation waits. Its `void_after` is R6's slot + 4 checkpoint intervals;
 replicas answer VOID beyond 8 intervals, so a value that one liar could raise would lock the client out. The
 opening waits for the slots of all replicas that can be reached, for a short while, and for f+1 in any case.
-VOID and BUSY mean: once more, with a new nonce and newer slots. A result EXPIRED ends the session; the
-outcome of operations in it is unknown.
+VOID and BUSY mean: once more, with a new nonce and newer slots. NOT_ALLOWED fails what waits; who submits
+more has it tried again. A result EXPIRED or NOT_ALLOWED ends the session; the outcome of operations in it is
+unknown.
 """
 
 from collections import Counter
@@ -65,6 +67,8 @@ from replica.core.layout import U64_MAX, LayoutError
 HORIZON_INTERVALS = 4  # an opening is void this many checkpoint intervals after the slot it was made at
 ENVELOPE_OVERHEAD = 145 + SIGNATURE_SIZE  # header and fixed fields of an envelope of operations
 NOTICE_TEXT_MAX = 200
+# Results that end a session.
+_ENDING = frozenset({Status.EXPIRED, Status.NOT_ALLOWED})
 
 
 class ClientCore:
@@ -287,7 +291,7 @@ class ClientCore:
             self._answered.append(pending.sent_at)
         results = reply.results
         numbers: Sequence[int] = range(pending.first, pending.first + len(results))
-        if any(result.status is Status.EXPIRED for result in results):
+        if any(result.status in _ENDING for result in results):
             self._lose_session(pending.session)
         if pending.failed:
             results = tuple([result for index, result in enumerate(results) if index not in pending.failed])
@@ -317,7 +321,9 @@ class ClientCore:
             self._opening_pause_ms = self.settings.busy_retry_ms
             return
         self.refused[f"opening-{reply.status.name.lower()}"] += 1
-        if reply.status is not Status.VOID:
+        if reply.status is Status.NOT_ALLOWED:
+            self._effects.append(Fail(self._queue.clear(), Failure.NOT_ALLOWED))
+        elif reply.status is not Status.VOID:
             self._opening_not_before = self._now + self._opening_pause_ms
             self._opening_pause_ms = min(2 * self._opening_pause_ms, self.settings.patience_ms_max)
         self._ask_anew()

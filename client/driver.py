@@ -10,7 +10,7 @@ from typing import cast
 
 from client.connection import ReplicaLink, Timing
 from client.core import ClientCore
-from client.errors import ClientError, NotExecuted, NotOffered, Overloaded, Undecided, Unreachable
+from client.errors import ClientError, NotAllowed, NotExecuted, NotOffered, Overloaded, Undecided, Unreachable
 from client.events import AskReports, Complete, Effect, Fail, Failure, Send, Settings, WakeAt
 from client.queries import Queries, ReplicaStatus, StaleAnswer, StaleRound, number_in, read_report
 from client.receipts import Addressed, ReceiptRound
@@ -59,6 +59,7 @@ class Driver:
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._cluster = cluster
+        self._public_key = key.public_key
         self._members = members_of(cluster.genesis) if cluster.has_logs else None
         self.core = ClientCore(
             cluster.genesis,
@@ -332,6 +333,11 @@ class Driver:
             return Overloaded(f"{self.core.waiting} operations wait in this client already; submit them more slowly")
         if reason is Failure.CLOSED:
             return NotExecuted("the client was closed before this operation was sent")
+        if reason is Failure.NOT_ALLOWED:
+            return NotAllowed(
+                "not sent, hence not executed: the cluster does not allow this client's key, "
+                f"{self._public_key.hex()}; its operator may: trustlog-replica clients allow"
+            )
         quorum = self._cluster.genesis.quorum
         where = self.describe_links()
         if reason is Failure.UNDECIDED:

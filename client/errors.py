@@ -18,8 +18,19 @@ class OperationFailed(ClientError):
         self.reason = reason or message
 
 
+class NotPermitted(OperationFailed):
+    """The operation was ordered, and this client's key may not do it: it changed nothing, at every replica.
+
+    `reason` says which key it may not read or write.
+    """
+
+
 class NotExecuted(ClientError):
     """The operation is certain not to be executed."""
+
+
+class NotAllowed(NotExecuted):
+    """This client's key may not be a client's of this cluster: it was revoked, or never allowed."""
 
 
 class NotOffered(NotExecuted):
@@ -51,3 +62,7 @@ class NoReceipt(ClientError):
 
 class SessionExpired(Undecided):
     """The cluster no longer knows this client's session. The outcome is unknown; what follows gets a new."""
+
+
+class NoLongerAllowed(Undecided):
+    """This client's key was revoked while the operation was on its way. The outcome is unknown."""

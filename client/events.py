@@ -39,6 +39,7 @@ class Failure(Enum):
     NOT_SENT = "not-sent"  # it never left this client, so it will not be executed
     QUEUE_FULL = "queue-full"  # refused at once: too much waits already
     CLOSED = "closed"  # the client was closed before this operation left it
+    NOT_ALLOWED = "not-allowed"  # it never left this client, whose key the cluster refuses
 
 
 @dataclass(frozen=True, slots=True)

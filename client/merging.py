@@ -13,6 +13,7 @@ vouched for there is one next link. Rules:
   W5  When f+1 replicas say that what follows is gone, it is: one of them is correct. Fewer do not end a watch.
   W6  When f+1 replicas say that they did not come to where the watch begins, the position is taken for one that does
       not exist. Never one up to which links were taken: f+1 replicas were there, and are waited for.
+  W7  When f+1 replicas say that this client may not watch these keys, it may not.
 """
 
 from collections import Counter, deque
@@ -50,6 +51,8 @@ class Merge:
         self._floors = [0] * n
         # Where replicas are that did not come to where the watch begins, as they said last.
         self._behind: dict[int, int] = {}
+        # Who says that this client may not watch these keys.
+        self._denied: set[int] = set()
         self._has_moved = False
         self._links: list[deque[Link]] = [deque() for _ in range(n)]
         self._sizes = [0] * n
@@ -68,14 +71,20 @@ class Merge:
         """Take in that a replica is not connected."""
         self.parts[replica] = Part.ABSENT
         self._behind.pop(replica, None)
+        self._denied.discard(replica)
         self._forget(replica)
 
     def ended(self, replica: int, code: str, slot: int) -> None:
-        """Take in that a replica tells no more: it keeps only what comes after `slot`, or ("ahead") is there only."""
+        """Take in that a replica tells no more: it keeps only what comes after `slot`, or ("ahead") is there only.
+
+        Or this client ("not-allowed") may not be told.
+        """
         self.parts[replica] = Part.GONE if code == "gone" else Part.BUSY
         self._floors[replica] = slot
         if code == "ahead":
             self._behind[replica] = slot
+        if code == "not-allowed":
+            self._denied.add(replica)
         if code != "gone":
             self._forget(replica)
 
@@ -85,6 +94,7 @@ class Merge:
             return []
         self.parts[replica] = Part.TELLING
         self._behind.pop(replica, None)
+        self._denied.discard(replica)
         if link.start == link.end and not link.changes:
             return []  # it says that it has begun
         waiting = self._links[replica]
@@ -117,6 +127,11 @@ class Merge:
     def is_ahead(self) -> bool:
         """Say whether the watch begins at a position that does not exist (W6)."""
         return not self._has_moved and len(self._behind) >= self._quorum
+
+    @property
+    def is_denied(self) -> bool:
+        """Say whether this client may not be told (W7)."""
+        return len(self._denied) >= self._quorum
 
     def executed(self) -> int:
         """Return a slot that f+1 of the replicas that did not come to the position have executed, as they say."""

@@ -17,6 +17,7 @@ from replica.wire.messages import ReceiptShown, StaleResult, StatusReport
 ROUNDS_MAX = 1024
 REPORT_BYTES_MAX = 64 * 1024
 REPORT_TEXT_MAX = 300
+_ANSWERS = frozenset({Status.OK, Status.ERROR, Status.NOT_ALLOWED, Status.NOT_PERMITTED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class StaleRound:
             for number, answer in self._answers.items()
             if (answer.status, answer.value) == (result.status, result.value)
         }
-        if len(same) < self._quorum or self.future.done() or result.status not in {Status.OK, Status.ERROR}:
+        if len(same) < self._quorum or self.future.done() or result.status not in _ANSWERS:
             return
         numbers = tuple(sorted(same))
         self.future.set_result(StaleAnswer(Status(result.status), result.value, min(same.values()), numbers))

@@ -51,6 +51,7 @@ _LASTING = {
     "gone": "it keeps that slot no more, or did not execute it itself",
     "absent": "it executed no such operation with this result in that slot",
     "version": "it speaks another version",
+    "not-allowed": "this client's key is not allowed",
     "false": "what it shows does not verify",
 }
 

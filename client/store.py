@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from typing import TypeVar
 
 from client.connection import printable
-from client.errors import NotExecuted, OperationFailed
+from client.errors import NotAllowed, NotExecuted, NotPermitted, OperationFailed
 from client.queries import StaleAnswer
 from replica.apps import kv, kv_groups
 from replica.core.envelope import Status
@@ -60,8 +60,7 @@ class KeyValueCalls:
     async def stale_get(self, key: Bytes, *, deadline_s: float | None = None) -> bytes | None:
         """Return a value that f+1 replicas hold; perhaps not the latest, because nothing was ordered."""
         answer = await self.stale(kv.get(to_bytes(key)), deadline_s=deadline_s)
-        if answer.status is not Status.OK:
-            raise refusal(answer.value)
+        check_stale(answer)
         return read(kv.read_value, answer.value)
 
     async def delete(self, key: Bytes, *, deadline_s: float | None = None) -> bool:
@@ -228,6 +227,22 @@ def read(reader: Callable[[bytes], _Read], value: bytes) -> _Read:
             f"the result is not one of the key-value store ({error}); if this cluster runs another "
             "application, use execute"
         ) from error
+
+
+def check_stale(answer: StaleAnswer) -> None:
+    """Raise ClientError unless f+1 replicas answered a stale read with a value."""
+    if answer.status is Status.NOT_ALLOWED:
+        raise NotAllowed("not read: this client's key was revoked, or is not allowed")
+    if answer.status is Status.NOT_PERMITTED:
+        raise not_permitted(answer.value)
+    if answer.status is not Status.OK:
+        raise refusal(answer.value)
+
+
+def not_permitted(value: bytes) -> NotPermitted:
+    """Return the error for an operation that this client's key may not do."""
+    reason = printable(value.decode(errors="replace"))
+    return NotPermitted(f"not permitted: {reason}", reason)
 
 
 def refusal(value: bytes) -> OperationFailed:

@@ -14,7 +14,7 @@ from collections import deque
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
-from client.errors import ClientError, Undecided, Unreachable
+from client.errors import ClientError, NotAllowed, Undecided, Unreachable
 from client.merging import Merge, Part
 from replica.core.layout import LayoutError
 from replica.wire.changes import PREFIX_BYTES_MAX, Change, Link, Position, decode_changes, parse_position
@@ -187,6 +187,11 @@ class Watch:
                 self._failure = WatchGone(self._merge.position, Position(self._merge.kept_from()))
             elif self._merge.is_ahead and self._failure is None:
                 self._failure = WatchAhead(self._merge.position, self._merge.executed())
+            elif self._merge.is_denied and self._failure is None:
+                self._failure = NotAllowed(
+                    "this client's key may not watch these keys: it was revoked or never allowed, or may not read "
+                    "all that begin so"
+                )
         else:
             start = Position(message.from_slot, message.from_place)
             end = Position(message.to_slot, message.to_place)

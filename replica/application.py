@@ -67,9 +67,9 @@ class KeysNamed(Application, Protocol):
     def accesses(self, operation: bytes) -> Iterable[tuple[Right, bytes]]:
         """Return what `apply` may read and write if it is given `operation`: one right and one key each.
 
-        A key stands for all keys that begin with it too, b"" for the whole state. A result that tells more of a key than
-        whether it had a value reads it. OperationError for what `apply` refuses whatever the state holds. Nobody may
-        carry out more than what is returned: that is all that is asked of a client that may not use all keys.
+        A key stands for all keys that begin with it too, b"" for the whole state. A result that tells more of a key
+        than whether it had a value reads it. OperationError for what `apply` refuses whatever the state holds. `apply`
+        must do no more than what is returned: nothing else is checked of a client that may not use all keys.
         """
         ...
 

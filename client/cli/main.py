@@ -6,7 +6,7 @@ from typing import BinaryIO, NoReturn
 
 import click
 
-from client.api import DEADLINE_S, DEADLINE_S_MAX, Client, error_of
+from client.api import DEADLINE_S, DEADLINE_S_MAX, Client
 from client.cli.bench_command import bench
 from client.cli.gateway_command import gateway
 from client.cli.load_command import load
@@ -14,9 +14,8 @@ from client.cli.receipt_command import receipt_commands, receipt_option, run_one
 from client.cli.running import BytesArgument, Target, example, show, text_of, write_raw
 from client.cli.status_command import status
 from client.cli.watch_command import watch
-from client.store import KeyValueCalls
+from client.store import KeyValueCalls, check_stale
 from replica.apps import kv
-from replica.core.envelope import Result, Status
 from trustlog.cli.build import version_option
 from trustlog.cli.completion import answer_shell, completion_command
 from trustlog.cli.contract import Exit, FiniteFloat, Output, grid, output_option, printable, run
@@ -266,8 +265,7 @@ def execute(
         if not stale:
             return await calls.execute(operation)
         answer = await calls.stale(operation)
-        if answer.status is not Status.OK:
-            raise error_of(Result(answer.status, answer.executed, answer.value))
+        check_stale(answer)
         return answer.value
 
     result, more = run_one(cluster, ask, receipt)

@@ -12,7 +12,18 @@ from typing import Any, TypeVar
 import click
 
 from client.api import CLIENT_FOLDER, Client
-from client.errors import ClientError, NoReceipt, NotExecuted, NotOffered, OperationFailed, SessionExpired, Undecided
+from client.errors import (
+    ClientError,
+    NoLongerAllowed,
+    NoReceipt,
+    NotAllowed,
+    NotExecuted,
+    NotOffered,
+    NotPermitted,
+    OperationFailed,
+    SessionExpired,
+    Undecided,
+)
 from replica.apps.kv import KEY_BYTES_MAX
 from replica.cluster.clusterfile import CLUSTER_FILE_NAME
 from replica.cluster.keys import CLIENT_KEY_NAME
@@ -28,6 +39,8 @@ _WHICH_DIRECTORY = (
     "the directory is the one that trustlog-replica init made, or holds copies of its cluster.toml and its "
     "folder client"
 )
+
+_ASK_OPERATOR = "the cluster's operator sees who may do what: trustlog-replica clients list"
 
 _Value = TypeVar("_Value")
 
@@ -72,11 +85,17 @@ class Target:
 
 def as_command_error(error: Exception) -> CommandError:
     """Give a client's error its hint, code and exit code."""
+    if isinstance(error, NotPermitted):
+        return CommandError(str(error), _ASK_OPERATOR, Exit.NEGATIVE, code="not-permitted")
     if isinstance(error, OperationFailed):
         return CommandError(str(error), "it changed nothing", Exit.NEGATIVE, code="operation-failed")
     if isinstance(error, NoReceipt):
         hint = "do not repeat it for the receipt alone: it would be executed again"
         return CommandError(str(error), hint, Exit.UNREACHABLE, code="no-receipt")
+    if isinstance(error, NotAllowed):
+        return CommandError(str(error), _ASK_OPERATOR, Exit.NEGATIVE, code="not-allowed")
+    if isinstance(error, NoLongerAllowed):
+        return CommandError(str(error), _ASK_OPERATOR, Exit.UNREACHABLE, code="not-allowed")
     if isinstance(error, SessionExpired):
         return CommandError(str(error), "see what is there, then repeat", Exit.UNREACHABLE, code="expired")
     if isinstance(error, Undecided):

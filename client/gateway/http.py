@@ -27,7 +27,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from client.errors import ClientError, NotExecuted, OperationFailed, Undecided
+from client.errors import ClientError, NotAllowed, NotExecuted, NotPermitted, OperationFailed, Undecided
 from client.gateway.server import Gateway
 from client.watch import Watch, WatchAhead, WatchGone
 from replica.apps import kv, kv_groups
@@ -207,6 +207,10 @@ def _as_error(error: Exception) -> HttpError | None:
         return HttpError(410, "gone", str(error))
     if isinstance(error, WatchAhead):
         return HttpError(400, "ahead", str(error))
+    if isinstance(error, NotPermitted):
+        return HttpError(403, "not-permitted", error.reason)
+    if isinstance(error, NotAllowed):
+        return HttpError(403, "not-allowed", str(error))
     if isinstance(error, OperationFailed):
         return HttpError(409, "refused", error.reason)
     if isinstance(error, Undecided):

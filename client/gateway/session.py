@@ -10,6 +10,7 @@ Errors say what is known, by their first word:
     UNDECIDED    sent, and not answered alike by f+1 replicas within the deadline: it may be executed or not, or later
     NOTEXECUTED  certain not to be executed
     ERR          refused, by the gateway or, alike everywhere, by the replicas: it changed nothing
+    NOPERM       refused likewise, because the gateway's key may not do it
 
 Nothing is ever sent a second time under a new number. After an unknown outcome, commands of the same pipeline are not
 carried out, because what is unknown could still be executed after them.
@@ -21,7 +22,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from client.errors import ClientError, NotExecuted, OperationFailed
+from client.errors import ClientError, NotExecuted, NotPermitted, OperationFailed
 from client.gateway.resp import RESP2, ErrorReply, Reply, Simple, encode
 from client.gateway.table import Command, Later, Now, Ordered, Refusal, Step, find
 from client.gateway.transactions import Transaction
@@ -216,6 +217,8 @@ class Session:
             return ErrorReply(f"ERR {error}")
 
     def _error(self, error: ClientError) -> ErrorReply:
+        if isinstance(error, NotPermitted):
+            return ErrorReply(f"NOPERM {error.reason}")
         if isinstance(error, OperationFailed):
             return ErrorReply(_refused(error.reason))
         self._failed = True

@@ -2,6 +2,7 @@
 
 provisioning.py   init, keygen, client-key, assemble
 member.py         member list, replace, add, remove
+clients.py        clients list, mode, allow, revoke
 running.py        run, dev (with dev.py), close
 settings.py       config check, and settings as options
 status.py         status, health; probe.py: probe, of a container's HTTP port or log
@@ -20,6 +21,7 @@ import click
 
 from replica.cli.audit import audit_command
 from replica.cli.backup import backup_command, restore_command
+from replica.cli.clients import clients_commands
 from replica.cli.debug import debug_commands
 from replica.cli.doctor import doctor_command
 from replica.cli.evidence import evidence_commands
@@ -80,6 +82,7 @@ for _command in (
     evidence_commands,
     probe_command,
     member_commands,
+    clients_commands,
     lab_commands,
     sim_command,
 ):

@@ -71,8 +71,8 @@ def member_commands() -> None:
 @output_option
 def list_command(*, cluster: Path, update: bool, deadline_s: float, output: Output) -> None:
     """Ask the replicas which lists of members followed, verify that, and say who the members are now."""
-    file = _file(cluster)
-    present = _refreshed(file, deadline_s)
+    file = cluster_file(cluster)
+    present = refreshed(file, deadline_s)
     if update and present.links:
         _keep(file, present)
     answers = asyncio.run(ask_all(present))
@@ -107,8 +107,8 @@ def replace_command(
 
     Make PUBLIC.toml, with the new replica's folder, by keygen. Nothing that the old log says counts after the change.
     """
-    file = _file(cluster)
-    present = _refreshed(file, deadline_s)
+    file = cluster_file(cluster)
+    present = refreshed(file, deadline_s)
     part = load_public_part(public_file)
     if part.place.number >= present.genesis.n:
         raise ChangeError(
@@ -142,8 +142,8 @@ def add_command(
     output: Output,
 ) -> None:
     """Add the two replicas of these public files, numbered n and n + 1: one more fault is borne from then on."""
-    file = _file(cluster)
-    present = _refreshed(file, deadline_s)
+    file = cluster_file(cluster)
+    present = refreshed(file, deadline_s)
     parts = sorted((load_public_part(path) for path in public_files), key=lambda part: part.place.number)
     n = present.genesis.n
     if [part.place.number for part in parts] != [n, n + 1]:
@@ -169,17 +169,19 @@ def remove_command(
 
     Leave them running until `member list` shows that the others have gone over; then stop them for good.
     """
-    file = _file(cluster)
-    present = _refreshed(file, deadline_s)
+    file = cluster_file(cluster)
+    present = refreshed(file, deadline_s)
     seats = [seat_of(present, number) for number in range(present.genesis.n - 2)]
     _change(output, file, present, seats, operator_folder, reason, deadline_s, [])
 
 
-def _file(place: Path) -> Path:
+def cluster_file(place: Path) -> Path:
+    """Return the cluster file that CLUSTER names."""
     return place / CLUSTER_FILE_NAME if place.is_dir() else place
 
 
-def _refreshed(file: Path, deadline_s: float) -> ClusterFile:
+def refreshed(file: Path, deadline_s: float) -> ClusterFile:
+    """Return the cluster under the list of members that is in force, as its replicas prove."""
     return asyncio.run(refresh(load_present_cluster(file), deadline_s))
 
 
@@ -198,11 +200,12 @@ def _keep(file: Path, present: ClusterFile) -> Path:
     return path
 
 
-def _operator(file: Path, folder: Path | None, present: ClusterFile) -> ClientKey:
+def operator_key(file: Path, folder: Path | None, present: ClusterFile) -> ClientKey:
+    """Return an operator's key; ChangeError if it is none of this cluster's, which may have none."""
     if not present.genesis.operators:
         raise ChangeError(
-            f"{file}: genesis.operators: this cluster was made without an operator's key, so its members stay as "
-            "they are"
+            f"{file}: genesis.operators: this cluster was made without an operator's key, so its members, and who may "
+            "be a client, stay as they are"
         )
     key = load_client_key(folder or file.parent / OPERATOR_NAME)
     if key.public_key not in present.genesis.operators:
@@ -222,7 +225,7 @@ def _change(
     deadline_s: float,
     public_files: Sequence[Path],
 ) -> None:
-    key = _operator(file, operator_folder, present)
+    key = operator_key(file, operator_folder, present)
     wanted = MemberList(present.genesis.list_number + 1, 0, tuple(seats), reason)
     try:
         check_change(present.genesis, wanted, {})

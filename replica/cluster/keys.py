@@ -11,6 +11,7 @@ a wall clock; a key is replaced by changing the member list, not by letting a ce
 
 import datetime as dt
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -29,6 +30,7 @@ CLIENT_PUBLIC_NAME: Final = "client.pub"
 
 _NOT_BEFORE: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _NOT_AFTER: Final = dt.datetime(9999, 12, 31, 23, 59, 59, tzinfo=dt.UTC)
+_DIGITS: Final = re.compile("[0-9a-fA-F]{66,}")
 _ECDSA: Final = ec.ECDSA(hashes.SHA256())
 
 
@@ -166,6 +168,26 @@ def create_client_key(directory: Path) -> ClientKey:
     write_private_key(directory / CLIENT_KEY_NAME, key.private_key)
     write_new(directory / CLIENT_PUBLIC_NAME, key.public_key.hex().encode() + b"\n", 0o644)
     return key
+
+
+def read_public_key(text: str) -> bytes:
+    """Return a client's public key, 65 bytes, from its hexadecimal digits, its client.pub or the folder that holds it.
+
+    ConfigError if that is no P-256 point.
+    """
+    path = Path(text)
+    digits = text
+    if not _DIGITS.fullmatch(text):
+        path = path / CLIENT_PUBLIC_NAME if path.is_dir() else path
+        digits = read_bounded(path, KEY_FILE_BYTES_MAX).decode("ascii", "replace").strip()
+    try:
+        raw = bytes.fromhex(digits)
+        return public_bytes(ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), raw))
+    except ValueError as error:
+        raise ConfigError(
+            f"{text}: not a client's public key; give the hexadecimal digits in its folder's "
+            f"{CLIENT_PUBLIC_NAME}, or that file"
+        ) from error
 
 
 def load_client_key(directory: Path) -> ClientKey:

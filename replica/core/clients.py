@@ -77,6 +77,11 @@ class Mode(IntEnum):
     OPEN = 0  # everybody's, less those that were revoked
     LISTED = 1  # those that were allowed
 
+    @property
+    def label(self) -> str:
+        """Return the name used on the command line: "open" or "listed"."""
+        return self.name.lower()
+
 
 class Kind(IntEnum):
     """What a command does."""
@@ -259,6 +264,10 @@ class Clients:
             else:
                 raise LayoutError(f"a record of {len(key)} and {len(value)} bytes is nothing about clients")
         return made
+
+    def __len__(self) -> int:
+        """Return how many keys are allowed or revoked."""
+        return len(self._listings)
 
     def is_allowed(self, client: bytes) -> bool:
         """Say whether this key may be a client's."""

@@ -152,6 +152,10 @@ class Executor:
         self.state.rollback()
         return result
 
+    def may_watch(self, client: bytes, prefix: bytes) -> bool:
+        """Say whether `client` may be told of all changes to keys that begin with `prefix`."""
+        return self.clients.is_allowed(client) and self.clients.permits(client, Right.READ, prefix)
+
     def roots(self) -> tuple[bytes, bytes]:
         """Return the roots of the application's state and of the client table after the last executed slot."""
         return self.state.root(), self.table.root()

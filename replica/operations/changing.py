@@ -56,7 +56,7 @@ class ChangeError(ConfigError):
 class _Line(MessageProtocol):
     """A connection to one replica with the operator's key."""
 
-    def __init__(self, council: "_Council", place: ReplicaPlace) -> None:
+    def __init__(self, council: "Council", place: ReplicaPlace) -> None:
         super().__init__()
         self.place = place
         self.ended: asyncio.Future[str] = self._loop.create_future()
@@ -111,7 +111,7 @@ class _Question:
     replies: dict[int, bytes] = field(default_factory=dict)
 
 
-class _Council:
+class Council:
     """Connections to all members of one list, kept up until closed."""
 
     def __init__(self, cluster: ClusterFile, key: ClientKey) -> None:
@@ -243,13 +243,13 @@ async def refresh(cluster: ClusterFile, deadline_s: float) -> ClusterFile:
     try:
         async with asyncio.timeout(deadline_s):
             while True:
-                async with _Council(cluster, key) as council:
+                async with Council(cluster, key) as council:
                     later = await council.later()
                 if later is None:
                     return cluster
                 cluster = later
     except TimeoutError:
-        raise _silence(council, "say what their members are", deadline_s) from None
+        raise silence(council, "say what their members are", deadline_s) from None
 
 
 async def change(
@@ -260,17 +260,17 @@ async def change(
     ChangeError if it is refused, or if that is not known within the deadline.
     """
     try:
-        async with asyncio.timeout(deadline_s), _Council(cluster, key) as council:
+        async with asyncio.timeout(deadline_s), Council(cluster, key) as council:
             reply = await council.order(wanted.encode())
             if reply.status is not Status.OK:
                 raise ChangeError(f"list {wanted.number} of members was refused: {reply.text}")
             say(f"list {wanted.number} of members is agreed; it is in force after slot {reply.slot}")
             return await _until_in_force(council, reply.slot)
     except TimeoutError:
-        raise _silence(council, f"put list {wanted.number} of members in force", deadline_s) from None
+        raise silence(council, f"put list {wanted.number} of members in force", deadline_s) from None
 
 
-async def _until_in_force(council: _Council, last: int) -> ClusterFile:
+async def _until_in_force(council: Council, last: int) -> ClusterFile:
     """Order what does nothing until slot `last` is reached; return the cluster under the list that begins then."""
     shown = asyncio.ensure_future(_first_valid(council))
     try:
@@ -286,19 +286,20 @@ async def _until_in_force(council: _Council, last: int) -> ClusterFile:
         shown.cancel()
 
 
-async def _first_valid(council: _Council) -> ClusterFile:
+async def _first_valid(council: Council) -> ClusterFile:
     while True:
         found = _followed(council.cluster, await council.next_link())
         if found is not None:
             return found
 
 
-def _silence(council: _Council, what: str, deadline_s: float) -> ChangeError:
+def silence(council: Council, what: str, deadline_s: float, commands: str = "member") -> ChangeError:
+    """Return the error for what too few replicas did in time; `commands` list shows whether they do it later."""
     why = "; ".join(f"replica {number}: {text}" for number, text in sorted(council.trouble.items()))
     needed = council.cluster.genesis.quorum
     return ChangeError(
         f"{needed} replicas did not {what} within {deadline_s:g} s ({why or 'all are connected'}). See "
-        "trustlog-replica status. What was sent may still happen: trustlog-replica member list says whether it did"
+        f"trustlog-replica status. What was sent may still happen: trustlog-replica {commands} list says whether it did"
     )
 
 

@@ -5,13 +5,14 @@ replicas. The core knows nothing of this: a `Recorder` stands in for the applica
 wrote; whether the operation was kept or taken back is seen in the state when the next one begins.
 
 A replica keeps changes in memory, HISTORY_BYTES_MAX of them and HISTORY_SLOTS_MAX slots at the most; what was executed
-before it started, or was skipped by a state transfer, it does not have. Whoever watches from before is told "gone", and
-whoever watches from a slot that does not come within AHEAD_PATIENCE_S is told "ahead".
+before it started, or was skipped by a state transfer, it does not have. Whoever watches from before is told "gone",
+whoever watches from a slot that does not come within AHEAD_PATIENCE_S is told "ahead", and whose key may not read all
+keys with the prefix, or may not be a client's any more, is told "not-allowed".
 """
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 from replica.application import Application, Context
@@ -193,11 +194,16 @@ class _Turn:
 
 
 class Watches:
-    """Everybody who watches this replica. `history` is what they are told from."""
+    """Everybody who watches this replica. `history` is what they are told from.
 
-    def __init__(self, recorder: Recorder) -> None:
+    may_read: says whether who watches over a connection may read all keys that begin with a prefix; asked again before
+    anything is told.
+    """
+
+    def __init__(self, recorder: Recorder, may_read: Callable[[Any, bytes], bool]) -> None:
         self.history = History()
         self._recorder = recorder
+        self._may_read = may_read
         self._watching: dict[tuple[MessageProtocol, int], _Watching] = {}
         self._scheduled = False
         # Watches that there may be something to tell to, in the order in which they have their turns.
@@ -239,7 +245,7 @@ class Watches:
                 connection.send(WatchEnded(message.query, "busy", self.history.floor))
                 return
             watching = self._watching[key] = _Watching(connection, message)
-            if not self._end_if_gone(key, watching):
+            if not self._end_if_not_allowed(key, watching) and not self._end_if_gone(key, watching):
                 if not self._is_on(watching):
                     loop = asyncio.get_running_loop()
                     loop.call_later(AHEAD_PATIENCE_S, self._end_if_ahead, key, watching)
@@ -278,7 +284,9 @@ class Watches:
         while self._due and not turn.is_over:
             key, _ = self._due.popitem(last=False)
             watching = self._watching.get(key)
-            if watching is None or not watching.connection.is_open or self._end_if_gone(key, watching):
+            if watching is None or not watching.connection.is_open or self._end_if_not_allowed(key, watching):
+                continue
+            if self._end_if_gone(key, watching):
                 continue
             if not self._tell(watching, turn):
                 self._due[key] = None
@@ -289,6 +297,13 @@ class Watches:
             return False
         del self._watching[key]
         watching.connection.send(WatchEnded(watching.query, "gone", self.history.floor))
+        return True
+
+    def _end_if_not_allowed(self, key: tuple[MessageProtocol, int], watching: _Watching) -> bool:
+        if self._may_read(watching.connection, watching.prefix):
+            return False
+        del self._watching[key]
+        watching.connection.send(WatchEnded(watching.query, "not-allowed", self.history.executed))
         return True
 
     def _end_if_ahead(self, key: tuple[MessageProtocol, int], watching: _Watching) -> None:

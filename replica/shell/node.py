@@ -110,7 +110,7 @@ class Node:
         self.verify_envelope: Callable[[Envelope], bool] = EnvelopeVerifier(self.measures.verify_s["envelope"])
         self.verifier = GroupVerifier(genesis)
         self.application = Recorder(load_application(genesis.application))
-        self.watches = Watches(self.application)
+        self.watches = Watches(self.application, lambda who, prefix: self.core.executor.may_watch(who.client, prefix))
         durable = home.settings.durability == "disk"
         mine = (home.cluster.cluster_id, self.number)
         self.seal = payload_seal(home, log)

@@ -25,6 +25,8 @@ class Receipts:
         source = (connection, message.query)
         if message.version != RECEIPT_VERSION:
             self._refuse(ResultRefused(source, "version"))
+        elif connection.client is not None and not self._node.core.executor.clients.is_allowed(connection.client):
+            self._refuse(ResultRefused(source, "not-allowed"))
         elif connection.client is not None:
             self._node.post(ResultAsked(connection.client, message.slot, message.leaf, source))
 

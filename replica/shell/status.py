@@ -45,6 +45,11 @@ def report(node: "Node") -> bytes:
         "operations": core.executor.operations,
         "keys": len(core.executor.state),
         "sessions": len(core.executor.table),
+        "client_keys": {
+            "mode": core.executor.clients.mode.label,
+            "commands": core.executor.clients.number,
+            "listed": len(core.executor.clients),
+        },
         "log": {
             "backend": log.kind.name.lower(),
             "protects": protects(log),

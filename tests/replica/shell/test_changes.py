@@ -220,7 +220,7 @@ class Listener:
 
 @on_loop
 async def test_all_watches_together_take_a_bounded_part_of_a_turn(monkeypatch):
-    watches = Watches(Recorder(kv.KeyValue()))
+    watches = Watches(Recorder(kv.KeyValue()), lambda *_: True)
     looked, told, turns = 0, 0, []
 
     def counted(*arguments):
