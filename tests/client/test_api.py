@@ -4,7 +4,16 @@ import threading
 
 import pytest
 
-from client import Client, NotExecuted, OperationFailed, SessionExpired, SyncClient, Undecided
+from client import (
+    Client,
+    NoLongerAllowed,
+    NotExecuted,
+    NotPermitted,
+    OperationFailed,
+    SessionExpired,
+    SyncClient,
+    Undecided,
+)
 from client.api import error_of
 from client.connection import printable
 from replica.apps.kv import CasResult
@@ -61,6 +70,8 @@ def test_results_that_are_no_success_say_what_is_known():
         Status.EXPIRED: (SessionExpired, "outcome unknown"),
         Status.OUT_OF_WINDOW: (Undecided, "outcome unknown"),
         Status.FORGOTTEN: (Undecided, "outcome unknown"),
+        Status.NOT_ALLOWED: (NoLongerAllowed, "outcome unknown: this client's key was revoked"),
+        Status.NOT_PERMITTED: (NotPermitted, "not permitted: no\\\\?"),
     }
     for status, (kind, words) in kinds.items():
         with pytest.raises(kind, match=words):

@@ -91,6 +91,48 @@ def test_void_again_and_again_ends_at_the_deadline_as_not_sent():
     assert h.core.session is None
 
 
+def test_a_key_that_is_not_allowed_fails_what_waits_and_is_tried_again_with_what_comes():
+    h = Harness()
+    h.submit("a", "b")
+    _, opening = only(h.decoded())
+    h.reply(0, open_reply(opening, Status.NOT_ALLOWED))
+    assert not h.outcomes, "one replica's word"
+    h.reply(2, open_reply(opening, Status.NOT_ALLOWED))
+    assert h.outcomes == {"a": Failure.NOT_ALLOWED, "b": Failure.NOT_ALLOWED}
+    h.advance(60_000)
+    assert not h.sent
+    h.submit("c")
+    for replica in range(3):
+        h.take(h.core.on_report(replica, 10, 0))
+    h.flush()
+    _, again = only(h.decoded())
+    assert again.nonce != opening.nonce
+    for replica in (0, 1):
+        h.reply(replica, open_reply(again))
+    assert h.core.session == SESSION
+    assert "c" not in h.outcomes
+
+
+def test_a_key_that_is_revoked_ends_the_session():
+    h = Harness().ready()
+    h.submit("a")
+    _, envelope = only(h.decoded())
+    for replica in (0, 1):
+        h.reply(replica, reply_to(envelope, Status.NOT_ALLOWED))
+    assert h.outcomes["a"].status is Status.NOT_ALLOWED
+    assert h.core.session is None
+
+
+def test_an_operation_that_is_not_permitted_ends_no_session():
+    h = Harness().ready()
+    h.submit("a")
+    _, envelope = only(h.decoded())
+    for replica in (0, 1):
+        h.reply(replica, reply_to(envelope, Status.NOT_PERMITTED))
+    assert h.outcomes["a"].status is Status.NOT_PERMITTED
+    assert h.core.session == SESSION
+
+
 def test_busy_pauses_longer_each_time():
     h = Harness()
     h.submit("a", deadline=h.now + 60_000)

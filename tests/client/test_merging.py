@@ -141,6 +141,24 @@ def test_gone_needs_f_plus_1_and_says_from_where():
     assert merge.kept_from() == 50
 
 
+def test_who_may_not_watch_is_told_so_by_f_plus_1():
+    merge = begun(asked=())
+    for replica in range(3):
+        merge.asked(replica)
+    merge.ended(0, "not-allowed", 11)
+    assert not merge.is_denied
+    # One that was behind, or lied, says otherwise when it is asked again.
+    assert merge.to_ask_again() == [0]
+    merge.asked(0)
+    merge.told(0, Link(Position(10), Position(10), b""))
+    merge.ended(1, "not-allowed", 11)
+    assert not merge.is_denied
+    merge.ended(2, "not-allowed", 12)
+    assert merge.is_denied
+    merge.lost(2)
+    assert not merge.is_denied
+
+
 def test_ahead_needs_f_plus_1_and_a_watch_that_was_never_told_anything():
     merge = begun(5, 3)
     merge.ended(0, "ahead", 5)

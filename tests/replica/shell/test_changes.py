@@ -257,6 +257,27 @@ async def test_all_watches_together_take_a_bounded_part_of_a_turn(monkeypatch):
         assert len(listener.told) == 50 + 10
 
 
+@on_loop
+async def test_a_watch_ends_before_it_is_told_what_its_client_may_no_longer_read():
+    allowed = {b"a"}
+    watches = Watches(Recorder(kv.KeyValue()), lambda who, prefix: prefix in allowed)
+    mine, refused = Listener(), Listener()
+    watches.on_message(mine, Watch(1, b"a", 0, 2**32 - 1))
+    watches.on_message(refused, Watch(2, b"b", 0, 2**32 - 1))
+    assert refused.told == [WatchEnded(2, "not-allowed", 0)]
+    assert len(watches) == 1
+    watches.history.add(1, {1: [(b"a1", b"x"), (b"b1", b"x")]})
+    watches.executed(1)
+    await until(lambda: any(getattr(message, "to_slot", 0) == 1 for message in mine.told), "the change is told")
+    told = len(mine.told)
+    allowed.clear()
+    watches.history.add(2, {2: [(b"a2", b"secret")]})
+    watches.executed(2)
+    await until(lambda: len(mine.told) > told, "the watch is ended")
+    assert mine.told[told:] == [WatchEnded(1, "not-allowed", 2)]
+    assert not len(watches)
+
+
 def test_large_values_are_left_out_and_so_is_what_makes_a_slot_too_large():
     history = History()
     history.add(1, {1: [(b"fits", bytes(VALUE_BYTES_MAX)), (b"large", bytes(VALUE_BYTES_MAX + 1))]})

@@ -1,0 +1,515 @@
+"""Who may be a client: every refusal, what execution makes of it, and that it is restored."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import replace
+
+import pytest
+
+from replica.application import Context, Right
+from replica.apps import kv, kv_groups
+from replica.apps.kv import KeyValue
+from replica.core import clients as module
+from replica.core.clients import (
+    KEYS_MAX,
+    PAGE_BYTES_MAX,
+    PERMISSIONS_MAX,
+    PREFIX_BYTES_MAX,
+    Allow,
+    Clients,
+    Listing,
+    Mode,
+    Permission,
+    Revoke,
+    SetMode,
+    Show,
+    decode_command,
+    decode_listing,
+    decode_page,
+)
+from replica.core.envelope import (
+    Administer,
+    AdministerReply,
+    Envelope,
+    OpenReply,
+    OperationsReply,
+    Status,
+    decode_envelope,
+    decode_reply,
+    encode_administer,
+)
+from replica.core.execution import Executor
+from replica.core.genesis import TEXT_SIZE_MAX
+from replica.core.layout import U64_MAX, LayoutError
+from replica.core.members import MEMBERS_TAG
+from replica.core.state import BucketedMap
+from tests.replica.core.harness import GOOD_SIGNATURE, FakeClient, make_genesis, public_key
+from tests.replica.core.test_execution import World
+
+OPERATOR = public_key(200)
+G = replace(make_genesis(), operators=(OPERATOR,))
+READ, WRITE, BOTH = Right.READ, Right.WRITE, Right.READ | Right.WRITE
+EXAMPLES = [
+    SetMode(1, Mode.LISTED),
+    Allow(2, public_key(1), "Ödön", (Permission(READ, b"a/"), Permission(BOTH, b""))),
+    Allow(U64_MAX, public_key(1)),
+    Revoke(3, public_key(2)),
+    Show(bytes(16)),
+    Show(b"n" * 16, public_key(3)),
+]
+
+
+class Plain:
+    """An application that does not say which keys it uses."""
+
+    def apply(self, operation: bytes, context: Context) -> bytes:
+        return operation
+
+
+class Policed(World):
+    """Executor, clients with open sessions, and an operator."""
+
+    def __init__(self, application: object | None = None, clients: int = 2) -> None:
+        super().__init__(application, G, clients)
+
+    def envelope(self, command, by: bytes = OPERATOR, void_after: int = U64_MAX) -> Envelope:
+        raw = command if isinstance(command, bytes) else command.encode()
+        signed = encode_administer(G.cluster_id(), by, Administer(void_after, raw))
+        return decode_envelope(signed + GOOD_SIGNATURE, G.cluster_id(), G.limits)
+
+    def command(self, command, **options) -> AdministerReply:
+        reply = decode_reply(self.run(self.envelope(command, **options))[0], G.limits)
+        assert isinstance(reply, AdministerReply)
+        return reply
+
+    def done(self, *commands) -> None:
+        for command in commands:
+            reply = self.command(command)
+            assert reply.status is Status.OK, reply.text
+
+    def statuses(self, client: FakeClient, *operations: bytes) -> list[Status]:
+        return [result.status for result in self.results(client.operations(*operations))]
+
+    def opening(self, client: FakeClient, nonce: int) -> Status:
+        raw = self.run(client.open(bytes([nonce]) * 16, void_after=self.executor.slot + 8))[0]
+        reply = decode_reply(raw, G.limits)
+        assert isinstance(reply, OpenReply)
+        return reply.status
+
+    def reopen(self, client: FakeClient, nonce: int) -> None:
+        reply = decode_reply(self.run(client.open(bytes([nonce]) * 16, self.executor.slot + 8))[0], G.limits)
+        assert isinstance(reply, OpenReply)
+        assert reply.status is Status.OK
+        client.session, client.next = reply.session, 1
+
+    def restored(self) -> Executor:
+        executor = self.executor
+        executor.roots()
+        maps = [BucketedMap(sorted(content.scan())) for content in (executor.state, executor.table.records)]
+        return Executor.restored(KeyValue(), G, executor.slot, executor.time_ms, *maps)
+
+
+# Layouts
+
+
+@pytest.mark.parametrize("command", EXAMPLES)
+def test_commands_are_decoded_strictly(command):
+    raw = command.encode()
+    assert decode_command(raw) == command
+    for size in range(len(raw)):
+        with pytest.raises(LayoutError):
+            decode_command(raw[:size])
+    with pytest.raises(LayoutError):
+        decode_command(raw + b"\0")
+
+
+def head(kind: int, number: int = 1, tag: bytes = b"trustlog/clients", version: int = 1) -> bytes:
+    return struct.pack(">16sBBQ", tag, version, kind, number)
+
+
+def allow(name: bytes = b"", permissions: list[tuple[int, bytes]] = [], count: int | None = None) -> bytes:  # noqa: B006
+    parts = [struct.pack(">BH", right, len(prefix)) + prefix for right, prefix in permissions]
+    number = len(parts) if count is None else count
+    text = struct.pack(">H", len(name)) + name
+    return head(2) + public_key(1) + text + struct.pack(">H", number) + b"".join(parts)
+
+
+@pytest.mark.parametrize(
+    ("raw", "why"),
+    [
+        (b"", "wanted"),
+        (head(1, tag=b"trustlog/members") + b"\0", "version"),
+        (head(1, version=2) + b"\0", "version"),
+        (head(1) + b"\2", "unknown mode 2"),
+        (head(0), "unknown kind of command 0"),
+        (head(5), "unknown kind of command 5"),
+        (head(4, number=1) + bytes(18), "unknown kind of command 4"),
+        (head(4, number=0) + bytes(16) + b"\0\1x", "a key has 65 bytes"),
+        (allow(name=b"\xff"), "not UTF-8"),
+        (allow(name=b"x" * (TEXT_SIZE_MAX + 1)), "the limit is 200"),
+        (allow(permissions=[(0, b"a")]), "unknown rights 0"),
+        (allow(permissions=[(4, b"a")]), "unknown rights 4"),
+        (allow(permissions=[(1, b"a"), (2, b"a")]), "named twice"),
+        (allow(permissions=[(1, b"x" * (PREFIX_BYTES_MAX + 1))]), "the limit is 256"),
+        (allow(permissions=[(1, b"%d" % i) for i in range(PERMISSIONS_MAX + 1)]), "17 permissions"),
+        (allow(count=65535), "65535 permissions"),
+    ],
+)
+def test_what_is_no_command_is_an_error_that_says_why(raw: bytes, why: str):
+    with pytest.raises(LayoutError, match=why):
+        decode_command(raw)
+    records = BucketedMap()
+    reply = Clients(records, by_prefix=True).execute(Administer(U64_MAX, raw), 5)
+    assert reply.status is Status.ERROR
+    assert why in reply.text
+    assert not list(records.scan())
+
+
+def test_the_largest_that_is_allowed():
+    made = Allow(
+        1,
+        public_key(1),
+        "x" * TEXT_SIZE_MAX,
+        tuple(Permission(READ, b"%03d" % i + b"x" * (PREFIX_BYTES_MAX - 3)) for i in range(PERMISSIONS_MAX)),
+    )
+    assert decode_command(made.encode()) == made
+    assert len(Listing(1, 1, False, made.name, made.permissions).encode()) + 65 + 2 + 12 < PAGE_BYTES_MAX
+
+
+@pytest.mark.parametrize("state", [0, 3])
+def test_a_record_that_is_neither_allowed_nor_revoked(state: int):
+    raw = struct.pack(">QQB", 1, 1, state) + bytes(4)
+    with pytest.raises(LayoutError, match="allowed or revoked"):
+        decode_listing(raw)
+
+
+# Commands
+
+
+def test_who_is_no_operator_changes_nothing_and_has_nothing_ordered():
+    w = Policed()
+    before = w.executor.table.root()
+    for command in (SetMode(1, Mode.LISTED), MEMBERS_TAG, b"anything"):
+        envelope = w.envelope(command, by=w.client.key)
+        known = w.executor.known_reply(envelope)
+        assert known is not None, "answered at once"
+        reply = w.command(command, by=w.client.key)
+        assert w.run(envelope) == [known], "in the same bytes as when it is executed"
+        assert (reply.status, reply.slot) == (Status.ERROR, 0)
+        assert "no operator's" in reply.text
+    assert w.executor.table.root() == before
+    assert w.executor.clients.mode is Mode.OPEN
+
+
+def test_the_next_number_only():
+    w = Policed()
+    for number in (0, 2, U64_MAX):
+        reply = w.command(SetMode(number, Mode.LISTED))
+        assert reply.status is Status.ERROR
+        assert reply.text == f"command {number} of clients is given, the next one is 1"
+    w.done(SetMode(1, Mode.LISTED), Revoke(2, public_key(1)))
+    assert "the next one is 3" in w.command(SetMode(2, Mode.OPEN)).text
+    assert w.executor.clients.mode is Mode.LISTED
+
+
+def test_a_command_whose_time_is_over():
+    w = Policed()
+    reply = w.command(SetMode(1, Mode.LISTED), void_after=w.executor.slot)
+    assert (reply.status, reply.text) == (Status.VOID, "its time is over")
+    assert w.executor.clients.number == 0
+    assert w.command(SetMode(1, Mode.LISTED), void_after=w.executor.slot + 1).status is Status.OK
+
+
+@pytest.mark.parametrize("command", [SetMode(1, Mode.LISTED), Allow(1, public_key(5), "x"), Revoke(1, public_key(5))])
+def test_what_is_in_force_is_answered_again_in_the_same_bytes(command):
+    w = Policed()
+    envelope = w.envelope(command)
+    assert w.executor.known_reply(envelope) is None
+    first = w.run(envelope)[0]
+    assert w.executor.known_reply(envelope) == first
+    w.done(Allow(2, public_key(6)))
+    root = w.executor.table.root()
+    assert w.run(envelope)[0] == first
+    assert w.executor.known_reply(envelope) == first
+    assert w.executor.table.root() == root
+    # The same number with another content is something else.
+    other = SetMode(1, Mode.OPEN) if isinstance(command, SetMode) else Allow(1, public_key(5), "y")
+    assert w.command(other).status is Status.ERROR
+
+
+def test_the_first_command_is_not_known_before_it_came():
+    """A cluster without commands is in mode open, which no command has set."""
+    w = Policed()
+    assert w.executor.known_reply(w.envelope(SetMode(0, Mode.OPEN))) is None
+    assert w.command(SetMode(0, Mode.OPEN)).status is Status.ERROR
+
+
+def test_a_captured_command_does_nothing_when_it_comes_again():
+    w = Policed()
+    client = w.client
+    captured = Allow(1, client.key, "shop")
+    w.done(captured, Revoke(2, client.key))
+    root = w.executor.table.root()
+    assert w.executor.known_reply(w.envelope(captured)) is None
+    reply = w.command(captured)
+    assert (reply.status, reply.text) == (Status.ERROR, "command 1 of clients is given, the next one is 3")
+    assert w.executor.table.root() == root
+    assert not w.executor.clients.is_allowed(client.key)
+
+
+def test_no_more_keys_than_there_is_room_for(monkeypatch):
+    monkeypatch.setattr(module, "KEYS_MAX", 2)
+    w = Policed()
+    w.done(Allow(1, public_key(1)), Revoke(2, public_key(2)))
+    for command in (Allow(3, public_key(3)), Revoke(3, public_key(3))):
+        assert "no room for more" in w.command(command).text
+    w.done(Revoke(3, public_key(1)), SetMode(4, Mode.LISTED))
+    assert len(w.executor.clients) == 2
+    assert KEYS_MAX == 8192
+
+
+def test_prefixes_need_an_application_that_names_its_keys():
+    w = Policed(Plain())
+    reply = w.command(Allow(1, w.client.key, "", (Permission(READ, b"a"),)))
+    assert reply.status is Status.ERROR
+    assert "application does not say which keys" in reply.text
+    w.done(Allow(1, w.client.key))
+    assert w.statuses(w.client, b"anything") == [Status.OK]
+
+
+def test_where_the_application_no_longer_names_its_keys_who_is_restricted_can_do_nothing():
+    w = Policed()
+    w.done(Allow(1, w.client.key, "", (Permission(BOTH, b""),)))
+    assert w.statuses(w.client, kv.put(b"k", b"v")) == [Status.OK]
+    w.executor._accesses = None
+    assert w.statuses(w.client, kv.get(b"k")) == [Status.NOT_PERMITTED]
+
+
+# What a policy means
+
+
+def test_listed_mode_refuses_whoever_is_not_allowed_and_ends_their_sessions():
+    w = Policed()
+    mine, other = w.clients
+    w.done(Allow(1, mine.key), SetMode(2, Mode.LISTED))
+    assert w.statuses(mine, kv.put(b"k", b"v")) == [Status.OK]
+    envelope = other.operations(kv.put(b"k", b"other"), kv.get(b"k"))
+    assert [r.status for r in w.results(envelope)] == [Status.NOT_ALLOWED] * 2
+    assert w.opening(other, 9) is Status.NOT_ALLOWED
+    assert len(w.executor.table) == 1
+    assert w.value(b"k") == b"v"
+    # Whoever is let in later does not find there what was refused.
+    w.done(SetMode(3, Mode.OPEN))
+    assert [r.status for r in w.results(envelope)] == [Status.EXPIRED] * 2
+    w.reopen(other, 10)
+    assert w.statuses(other, kv.get(b"k")) == [Status.OK]
+
+
+def test_what_is_refused_is_answered_at_once_in_the_bytes_of_its_execution():
+    """No replica waits for it, and those that are not equally far answer alike."""
+    w = Policed()
+    client = w.client
+    envelopes = [client.operations(kv.incr(b"n")), client.open(b"z" * 16, void_after=20)]
+    assert [w.executor.known_reply(envelope) for envelope in envelopes] == [None, None]
+    w.done(Revoke(1, client.key))
+    known = [w.executor.known_reply(envelope) for envelope in envelopes]
+    assert w.run(*envelopes) == known
+    assert w.run(*envelopes) == known
+    assert w.value(b"n") is None
+
+
+def test_in_the_batch_of_its_revocation_a_key_is_refused_from_then_on():
+    w = Policed()
+    mine, other = w.clients
+    before, after = mine.operations(kv.incr(b"n")), mine.operations(kv.incr(b"n"))
+    replies = w.run(before, w.envelope(Revoke(1, mine.key)), after, other.operations(kv.incr(b"n")))
+    decoded = [decode_reply(raw, G.limits) for raw in replies]
+    assert [r.results[0].status for r in decoded if isinstance(r, OperationsReply)] == [
+        Status.OK,
+        Status.NOT_ALLOWED,
+        Status.OK,
+    ]
+    assert w.value(b"n") == b"2"
+    assert w.executor.clients_changed
+    w.run()
+    assert not w.executor.clients_changed
+
+
+def test_a_revoked_key_that_is_allowed_again_begins_anew():
+    w = Policed()
+    client = w.client
+    done = client.operations(kv.incr(b"n"))
+    w.run(done)
+    w.done(Revoke(1, client.key), Allow(2, client.key))
+    assert [r.status for r in w.results(done)] == [Status.EXPIRED], "not executed a second time"
+    w.reopen(client, 7)
+    assert w.statuses(client, kv.incr(b"n")) == [Status.OK]
+    assert w.value(b"n") == b"2"
+
+
+def test_an_operator_whose_key_is_revoked_still_administers():
+    w = Policed()
+    w.done(Revoke(1, OPERATOR), SetMode(2, Mode.LISTED), Allow(3, w.client.key))
+    assert w.executor.clients.is_allowed(w.client.key)
+    assert not w.executor.clients.is_allowed(OPERATOR)
+
+
+def restricted(*permissions: Permission) -> tuple[Policed, FakeClient, FakeClient]:
+    w = Policed()
+    mine, other = w.clients
+    assert w.statuses(other, kv.put(b"a/1", b"5"), kv.put(b"b/1", b"6")) == [Status.OK] * 2
+    w.done(Allow(1, mine.key, "", permissions))
+    return w, mine, other
+
+
+@pytest.mark.parametrize(
+    ("operation", "read", "write"),
+    [
+        (kv.get(b"a/1"), True, False),
+        (kv.scan(b"a/"), True, False),
+        (kv_groups.get_many([b"a/1", b"a/2"]), True, False),
+        (kv.put(b"a/1", b"x"), False, True),
+        (kv.delete(b"a/1"), False, True),
+        (kv.incr(b"a/1"), False, False),
+        (kv_groups.group([kv.get(b"a/1"), kv.scan(b"a/")]), True, False),
+        (kv_groups.group([kv.get(b"a/1"), kv.put(b"a/1", b"x")]), False, False),
+    ],
+)
+def test_rights_are_read_and_write(operation: bytes, read: bool, write: bool):
+    for rights, permitted in ((READ, read), (WRITE, write), (BOTH, True)):
+        w, mine, _ = restricted(Permission(rights, b"a/"))
+        root = w.executor.state.root()
+        (result,) = w.results(mine.operations(operation))
+        assert result.status is (Status.OK if permitted else Status.NOT_PERMITTED), (rights, result)
+        if not permitted:
+            assert result.value.startswith(b"this key may not ")
+            assert w.executor.state.root() == root
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        kv.get(b"b/1"),
+        kv.get(b"a"),
+        kv.scan(b""),
+        kv.scan(b"a"),
+        kv.scan(b"b/"),
+        kv_groups.size(),
+        kv_groups.get_many([b"a/1", b"b/1"]),
+        kv_groups.put_many([(b"a/2", b"x"), (b"b/2", b"x")]),
+        kv_groups.group([kv.get(b"a/1"), kv.get(b"b/1")]),
+        kv_groups.group([kv.put(b"a/1", b"x")], [(b"b/1", 1)]),
+    ],
+)
+def test_what_one_key_may_not_the_operation_may_not(operation: bytes):
+    w, mine, other = restricted(Permission(BOTH, b"a/"), Permission(READ, b"c"))
+    root = w.executor.state.root()
+    (result,) = w.results(mine.operations(operation))
+    assert result.status is Status.NOT_PERMITTED
+    assert w.executor.state.root() == root
+    assert w.executor.peek(operation, mine.key).status is Status.NOT_PERMITTED
+    assert w.statuses(other, operation)[0] is Status.OK
+
+
+def test_a_refused_operation_is_kept_as_refused():
+    """A replay after the permission came would otherwise execute what its client was told was not."""
+    w, mine, _ = restricted(Permission(BOTH, b"a/"))
+    envelope = mine.operations(kv.put(b"b/1", b"x"))
+    first = w.run(envelope)
+    w.done(Allow(2, mine.key))
+    assert w.executor.known_reply(envelope) == first[0]
+    assert w.run(envelope) == first
+    assert w.value(b"b/1") == b"6"
+    assert w.statuses(mine, kv.put(b"b/1", b"x")) == [Status.OK]
+
+
+def test_malformed_operations_of_a_restricted_client_are_errors():
+    w, mine, _ = restricted(Permission(BOTH, b"a/"))
+    assert w.statuses(mine, b"", b"\xff\xff", b"\x63\x00\x01k") == [Status.ERROR] * 3
+
+
+def test_stale_reads_and_watches_respect_the_policy():
+    w, mine, other = restricted(Permission(READ, b"a/"), Permission(WRITE, b"b/"))
+    executor = w.executor
+    assert executor.peek(kv.get(b"a/1"), mine.key).value == b"\x015"
+    assert executor.peek(kv.get(b"b/1"), mine.key).status is Status.NOT_PERMITTED
+    assert executor.peek(kv.get(b"b/1"), other.key).value == b"\x016"
+    assert executor.may_watch(mine.key, b"a/")
+    assert not executor.may_watch(mine.key, b"a")
+    assert not executor.may_watch(mine.key, b"b/")
+    assert executor.may_watch(other.key, b"")
+    w.done(Revoke(2, mine.key))
+    assert executor.peek(kv.get(b"a/1"), mine.key).status is Status.NOT_ALLOWED
+    assert not executor.may_watch(mine.key, b"a/")
+
+
+# Showing and restoring
+
+
+def test_showing_page_by_page():
+    w = Policed()
+    wide = tuple(Permission(READ, bytes([i]) * PREFIX_BYTES_MAX) for i in range(PERMISSIONS_MAX))
+    for number in range(1, 13):
+        w.done(Allow(number, public_key(number), f"client {number}", wide))
+    w.done(Revoke(13, public_key(3)), SetMode(14, Mode.LISTED))
+    found: list[tuple[bytes, Listing]] = []
+    pages = 0
+    more = True
+    while more:
+        root = w.executor.table.root()
+        reply = w.command(Show(bytes(16), found[-1][0] if found else b""))
+        assert w.executor.table.root() == root
+        page = decode_page(reply.text)
+        assert (page.number, page.mode) == (14, Mode.LISTED)
+        found += page.listings
+        more = page.more
+        pages += 1
+    assert pages == 2
+    assert [key for key, _ in found] == sorted(public_key(number) for number in range(1, 13))
+    assert dict(found)[public_key(3)] == Listing(13, 14, True, "client 3")
+    assert dict(found)[public_key(4)].permissions == wide
+    for bad in ("", "zz", reply.text[:-2], reply.text + "00"):
+        with pytest.raises(LayoutError):
+            decode_page(bad)
+
+
+def test_what_is_restored_goes_on_alike():
+    w = Policed()
+    mine, other = w.clients
+    before = w.envelope(SetMode(1, Mode.LISTED))
+    w.run(before)
+    w.done(Allow(2, mine.key, "m", (Permission(BOTH, b"a/"),)), Allow(3, other.key), Revoke(4, other.key))
+    w.reopen(mine, 5)
+    restored = w.restored()
+    assert restored.digest() == w.executor.digest()
+    assert restored.known_reply(before) == w.executor.known_reply(before) is not None
+    batches = [
+        w.batch(mine.operations(kv.put(b"a/1", b"x"), kv.put(b"b/1", b"x")), other.open(b"q" * 16, 20)),
+        w.batch(w.envelope(Allow(3, other.key)), w.envelope(Allow(5, other.key)), other.open(b"r" * 16, 20)),
+    ]
+    for batch in batches:
+        slot = w.executor.slot + 1
+        assert restored.execute(slot, batch) == w.executor.execute(slot, batch)
+        assert restored.digest() == w.executor.digest()
+    assert restored.clients.is_allowed(other.key)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (b"c", b""),
+        (b"cp", b""),
+        (b"cp", struct.pack(">QBQQ", 1, 2, 1, 1)),
+        (b"ck", bytes(21)),
+        (b"ck" + bytes(64), Listing(1, 1, False).encode()),
+        (b"ck" + bytes(65), b""),
+        (b"ck" + bytes(65), Listing(1, 1, False).encode() + b"\0"),
+        (b"cx" + bytes(65), Listing(1, 1, False).encode()),
+    ],
+)
+def test_records_that_no_policy_has(key: bytes, value: bytes):
+    with pytest.raises(LayoutError):
+        Clients.restored(BucketedMap([(key, value)]), by_prefix=True)
+    with pytest.raises(LayoutError):
+        Executor.restored(KeyValue(), G, 1, 0, BucketedMap(), BucketedMap([(key, value)]))
