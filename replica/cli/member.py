@@ -103,8 +103,8 @@ def replace_command(
 ) -> None:
     """Replace the replica whose number PUBLIC.toml has: it lost its log, its TPM or its machine, or gets new keys.
 
-    Make PUBLIC.toml, with the new replica's folder, by keygen before, and run that folder after. Nothing that the old log
-    says counts after the change.
+    Make PUBLIC.toml, with the new replica's folder, by keygen before, and run that folder after. Nothing that the old
+    log says counts after the change.
     """
     file = _file(cluster)
     present = _refreshed(file, deadline_s)
