@@ -1,7 +1,7 @@
 """`trustlog-replica`: makes clusters and runs replicas, under the contract of `trustlog.cli.contract`.
 
 provisioning.py   init, keygen, client-key, assemble
-member.py         member list, replace, add, remove
+member.py         member list, replace, move, add, remove
 clients.py        clients list, mode, allow, revoke
 running.py        run, dev (with dev.py), close
 settings.py       config check, and settings as options
