@@ -7,9 +7,10 @@ import sys
 
 import pytest
 
-from client import Client, NoLongerAllowed, NotAllowed, NotPermitted, Position
+from client import Client, NoLongerAllowed, NotAllowed, NotPermitted, Position, Undecided
 from client.api import CLIENT_FOLDER
 from replica.application import Right
+from replica.apps import kv
 from replica.cluster.keys import ClientKey, load_client_key
 from replica.cluster.provision import OPERATOR_NAME, make_client
 from replica.core.clients import Allow, Permission
@@ -131,7 +132,9 @@ def test_a_revoked_key_is_refused_at_once_and_stays_so(tmp_path):
             async with cluster.of(mine) as client, cluster.of(other) as going_on, asyncio.TaskGroup() as group:
                 group.create_task(count(going_on, total, ended))
                 watching = await client.watch().__aenter__()
-                await client.put("mine", "1")
+                operation = kv.put(b"mine", b"1")
+                said = (await client.driver.execute(operation, 30.0)).outcome(mine.public_key, operation)
+                assert (await client.driver.receipt(said, 30.0)).outcome == said
                 await asyncio.to_thread(cluster.clients, "revoke", mine.public_key.hex())
                 with pytest.raises((NotAllowed, NoLongerAllowed)):
                     await client.put("mine", "2")
@@ -140,6 +143,8 @@ def test_a_revoked_key_is_refused_at_once_and_stays_so(tmp_path):
                 with pytest.raises(NotAllowed, match="may not watch"):
                     async for _ in watching:
                         pass
+                with pytest.raises(Undecided, match="key is not allowed"):
+                    await client.driver.receipt(said, 30.0)
                 await refused(mine, watching.position)
                 wanted = total[0] + 20
                 await until(lambda: total[0] >= wanted, "the other client goes on", 60)
