@@ -15,7 +15,14 @@ from replica.cluster.home import TLS_CERTIFICATE_NAME, TLS_KEY_NAME
 from replica.cluster.keys import ClientKey, load_client_key
 from replica.cluster.provision import init_cluster, replica_folder_name
 from replica.core.batch import make_batch
-from replica.core.envelope import Envelope, decode_envelope
+from replica.core.envelope import (
+    Administer,
+    Envelope,
+    Status,
+    decode_envelope,
+    decode_reply,
+    encode_administer,
+)
 from replica.core.execution import Executor
 from replica.wire.frames import MessageProtocol
 from replica.wire.messages import (
@@ -45,6 +52,7 @@ class FakeConnection(MessageProtocol):
     def __init__(self, replica):
         super().__init__()
         self.replica = replica
+        self.client = b""
 
     def opened(self):
         self.replica.connections.add(self)
@@ -62,6 +70,7 @@ class FakeConnection(MessageProtocol):
         fleet, manners = self.replica.fleet, self.replica.manners
         if isinstance(message, ClientHello):
             self.frame_bytes_max = FRAME_BYTES_MAX
+            self.client = message.public_key
             self.send(Welcome(fleet.executor.slot, fleet.view))
             if "babble" in manners:
                 self._flush()
@@ -78,7 +87,7 @@ class FakeConnection(MessageProtocol):
         elif isinstance(message, Request) and "silent" not in manners:
             fleet.on_request(self.replica, message.envelope)
         elif isinstance(message, StaleRead):
-            result = fleet.executor.peek(message.operation)
+            result = fleet.executor.peek(message.operation, self.client)
             value = b"\x01lie" if "liar" in manners else result.value
             self.send(StaleResult(message.query, result.status, fleet.executor.slot, value))
         elif isinstance(message, StatusQuery):
@@ -141,6 +150,14 @@ class FakeFleet:
                 sent = reply[:-1] + bytes([reply[-1] ^ 1]) if "liar" in replica.manners else reply
                 for connection in replica.connections:
                     connection.send(Reply(sent))
+
+    def order(self, command) -> None:
+        """Have a command about clients executed."""
+        genesis, cluster_id = self.cluster.genesis, self.cluster.cluster_id
+        raw = encode_administer(cluster_id, genesis.operators[0], Administer(2**63, command.encode())) + bytes(64)
+        batch = make_batch(0, (), [decode_envelope(raw, cluster_id, genesis.limits)])
+        (executed,) = self.executor.execute(self.executor.slot + 1, batch)
+        assert decode_reply(executed.raw, genesis.limits).status is Status.OK
 
     def report(self, number):
         log = {"backend": "software", "protects": "in process: not against this host's own program"}

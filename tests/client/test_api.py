@@ -7,6 +7,7 @@ import pytest
 from client import (
     Client,
     NoLongerAllowed,
+    NotAllowed,
     NotExecuted,
     NotPermitted,
     OperationFailed,
@@ -16,7 +17,9 @@ from client import (
 )
 from client.api import error_of
 from client.connection import printable
+from replica.application import Right
 from replica.apps.kv import CasResult
+from replica.core.clients import Allow, Permission, Revoke
 from replica.core.envelope import Result, Status
 from tests.client.fake_cluster import FAST
 
@@ -76,6 +79,30 @@ def test_results_that_are_no_success_say_what_is_known():
     for status, (kind, words) in kinds.items():
         with pytest.raises(kind, match=words):
             raise error_of(Result(status, 1, b"no\x07"))
+
+
+def test_what_this_clients_key_may_not_do(served):
+    with SyncClient(served.client()) as client:
+        key = client.public_key
+        client.put("a/1", "x")
+        served.order(Allow(1, key, "", (Permission(Right.READ, b"a/"),)))
+        assert client.get("a/1") == b"x"
+        for call in (client.get, client.stale_get):
+            with pytest.raises(NotPermitted, match='not permitted: this key may not read "b"') as refused:
+                call("b")
+            assert refused.value.reason == 'this key may not read "b"'
+            assert isinstance(refused.value, OperationFailed)
+        served.order(Revoke(2, key))
+        # It has a session, as far as it knows: what it sent may have been executed before.
+        with pytest.raises(NoLongerAllowed, match="outcome unknown"):
+            client.get("a/1")
+        for _ in range(2):
+            with pytest.raises(NotAllowed, match=f"not executed: .* {key.hex()}; its operator may"):
+                client.get("a/1")
+        with pytest.raises(NotAllowed, match="not read"):
+            client.stale_get("a/1")
+        served.order(Allow(3, key))
+        assert client.get("a/1") == b"x"
 
 
 def test_the_synchronous_twin_and_several_threads(served):

@@ -8,6 +8,8 @@ import pytest
 from client.gateway.session import GROUP_COMMANDS_MAX
 from client.gateway.table import TABLE
 from client.gateway.transactions import QUEUED_BYTES_MAX, QUEUED_MAX
+from replica.application import Right
+from replica.core.clients import Allow, Permission
 from tests.client.fake_cluster import until
 from tests.client.gateway.talk import gateway, text
 
@@ -414,3 +416,16 @@ async def test_quit_answers_and_ends(talk):
     talk.send("SET", "a", "1")
     talk.send("QUIT")
     assert await talk.replies(3) == [b"OK", b"OK", None]
+
+
+async def test_what_the_gateways_key_may_not_do_is_refused_command_by_command(fleet):
+    async with fleet, gateway(fleet) as (_, connect):
+        talk = await connect()
+        fleet.order(Allow(1, fleet.client().public_key, "", (Permission(Right.READ | Right.WRITE, b"a"),)))
+        for words in (("SET", "a", "1"), ("SET", "b", "1"), ("INCR", "a"), ("GET", "b")):
+            talk.send(*words)
+        replies = await talk.replies(4)
+        assert replies[0] == b"OK"
+        assert text(replies[1]) == 'NOPERM this key may not write "b"'
+        assert replies[2] == 2
+        assert text(replies[3]) == 'NOPERM this key may not read "b"'

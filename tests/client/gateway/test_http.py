@@ -11,6 +11,8 @@ import pytest
 from client.gateway.http import GatewayHttp, _as_error
 from client.gateway.server import Gateway
 from client.watch import Position, WatchGone
+from replica.application import Right
+from replica.core.clients import Allow, Permission, Revoke
 from replica.wire.http import BODY_BYTES_MAX, CONNECTIONS_MAX
 from tests.support.waiting import until
 
@@ -47,6 +49,21 @@ async def door(fleet, password=None, deadline_s=5.0):
             yield Caller(session, f"http://{host}:{port}", http.door)
         finally:
             await http.door.close()
+
+
+async def test_what_the_gateways_key_may_not_do(fleet):
+    async with fleet, door(fleet) as call:
+        key = fleet.client().public_key
+        assert (await call("PUT", "/v1/keys/a", b"one"))[0] == 201
+        fleet.order(Allow(1, key, "", (Permission(Right.READ, b"a"),)))
+        assert (await call("GET", "/v1/keys/a"))[0] == 200
+        status, found = await call("PUT", "/v1/keys/a", b"two")
+        assert (status, found["error"]["code"]) == (403, "not-permitted")
+        assert found["error"]["message"] == 'this key may not write "a"'
+        fleet.order(Revoke(2, key))
+        assert (await call("GET", "/v1/keys/a"))[0] == 504  # it may have been executed before
+        status, found = await call("GET", "/v1/keys/a")
+        assert (status, found["error"]["code"]) == (403, "not-allowed")
 
 
 async def test_keys(fleet):
