@@ -427,6 +427,26 @@ def test_a_refused_operation_is_kept_as_refused():
 def test_malformed_operations_of_a_restricted_client_are_errors():
     w, mine, _ = restricted(Permission(BOTH, b"a/"))
     assert w.statuses(mine, b"", b"\xff\xff", b"\x63\x00\x01k") == [Status.ERROR] * 3
+    # What comes behind it in a group was not looked at, so the group is refused as a whole.
+    group = kv_groups.group([b"\x63\x00\x01k", kv.get(b"b/1")])
+    assert w.statuses(mine, group) == [Status.ERROR]
+    assert w.executor.peek(group, mine.key).status is Status.ERROR
+
+
+class Careless(KeyValue):
+    """An application that fails where it is asked for its keys."""
+
+    def accesses(self, operation: bytes):
+        return {b"raise": [(READ,)], b"none": None}.get(operation) or 1 // 0
+
+
+def test_an_application_that_cannot_say_which_keys_executes_nothing():
+    w = Policed(Careless())
+    w.done(Allow(1, w.client.key, "", (Permission(BOTH, b""),)))
+    results = w.results(w.client.operations(b"raise", b"none", kv.put(b"k", b"v")))
+    assert [result.status for result in results] == [Status.ERROR] * 3
+    assert results[2].value == b"operation failed: ZeroDivisionError"
+    assert w.value(b"k") is None
 
 
 def test_stale_reads_and_watches_respect_the_policy():
