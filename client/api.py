@@ -24,7 +24,8 @@ from client.store import SCAN_PAGE, Bytes, KeyValueCalls, refusal, to_bytes
 from client.watch import Position, Watch
 from replica.apps import kv
 from replica.cluster.clusterfile import ClusterFile, load_any_cluster_file
-from replica.cluster.keys import ClientKey, load_client_key
+from replica.cluster.keys import CLIENT_KEY_NAME, ClientKey, is_encrypted, load_client_key
+from replica.cluster.passphrase import PassphraseSource
 from replica.cluster.pbft import NO_LOGS
 from replica.core.envelope import Result, Status
 from trustlog.receipts import Outcome, Receipt
@@ -38,10 +39,17 @@ CLIENT_FOLDER = "client"
 _Value = TypeVar("_Value")
 
 
-def load_cluster(directory: Path | str) -> tuple[ClusterFile, ClientKey]:
-    """Read cluster.toml in `directory` and the client key in its folder "client"."""
+def load_cluster(directory: Path | str, passphrase: PassphraseSource | None = None) -> tuple[ClusterFile, ClientKey]:
+    """Read cluster.toml in `directory` and the client key in its folder "client".
+
+    passphrase: where it comes from, if that key is encrypted; without one, from what TRUSTLOG_PASSPHRASE_FILE names.
+    """
     place = Path(directory)
-    return load_any_cluster_file(place), load_client_key(place / CLIENT_FOLDER)
+    cluster, path = load_any_cluster_file(place), place / CLIENT_FOLDER / CLIENT_KEY_NAME
+    if not is_encrypted(path):
+        return cluster, load_client_key(path.parent)
+    found = (passphrase or PassphraseSource()).for_key(path)
+    return cluster, load_client_key(path.parent, found.secret, found.source)
 
 
 class Client(KeyValueCalls):
@@ -67,9 +75,14 @@ class Client(KeyValueCalls):
         self._driver: Driver | None = None
 
     @classmethod
-    def from_dir(cls, directory: Path | str, *, deadline_s: float = DEADLINE_S) -> Self:
-        """Make a client from a cluster directory: cluster.toml and the private folder "client"."""
-        cluster, key = load_cluster(directory)
+    def from_dir(
+        cls, directory: Path | str, *, deadline_s: float = DEADLINE_S, passphrase: PassphraseSource | None = None
+    ) -> Self:
+        """Make a client from a cluster directory: cluster.toml and the private folder "client".
+
+        passphrase: see `load_cluster`. ConfigError says what is wrong with a file, or that there is no passphrase.
+        """
+        cluster, key = load_cluster(directory, passphrase)
         return cls(cluster, key, deadline_s=deadline_s)
 
     async def __aenter__(self) -> Self:

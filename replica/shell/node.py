@@ -142,11 +142,10 @@ class Node:
         self.streams = Streams(self.number, genesis.n, self._serving_store, *looks, self._on_serving_failed)
         self.appraisals = Appraisals(self)
         certificates = [place.certificate_der for place in home.cluster.replicas]
-        tls = server_context(home.certificate_path, home.key_path, certificates)
+        tls = server_context(home.certificate_path, home.key_path, certificates, home.passphrase)
         self.server = Server(self, home.cluster, tls, lambda server: ServerConnection(self, server))
-        own = (home.certificate_path, home.key_path)
         self.links = {
-            place.number: LogLink(self, place, client_context(place.certificate_der, *own))
+            place.number: LogLink(self, place, client_context(place.certificate_der, *home.tls_identity))
             for place in home.cluster.replicas
             if place.number != self.number
         }
