@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from replica.cluster.clusterfile import ClusterFile
+from replica.wire.dial import dial, resolve
 
 
 class WrongCertificate(Exception):  # noqa: N818 - it names what was found
@@ -83,15 +84,16 @@ async def presented_certificate(host: str, port: int, deadline_s: float) -> byte
     context.verify_mode = ssl.CERT_NONE
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     try:
+        addresses = await resolve(host, port, deadline_s)
         async with asyncio.timeout(deadline_s):
-            _, writer = await asyncio.open_connection(host, port, ssl=context)
+            transport, _ = await dial(asyncio.Protocol, addresses, port, context)
     except (OSError, ssl.SSLError):
         return None
     try:
-        shown: bytes | None = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        shown: bytes | None = transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
         return shown
     finally:
-        writer.transport.abort()
+        transport.abort()
 
 
 def member_of(ssl_object: TlsObject, cluster: ClusterFile) -> int | None:
