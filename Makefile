@@ -108,7 +108,7 @@ PIP_COMPILE = pip-compile --quiet --generate-hashes --no-emit-index-url --no-emi
   --no-header --no-strip-extras --allow-unsafe --no-annotate
 # The image's: what runs in it, and what builds the wheel; in the same versions.
 lock: ## Renew requirements.lock and the two of the container image (needs pip-tools)
-	$(PIP_COMPILE) --extra dev -o requirements.lock pyproject.toml
+	$(PIP_COMPILE) --extra dev --extra tracing -o requirements.lock pyproject.toml
 	$(PIP_COMPILE) -c requirements.lock -o deploy/docker/runtime.lock pyproject.toml
 	$(PIP_COMPILE) -c requirements.lock --only-build-deps --build-deps-for wheel -o deploy/docker/build.lock pyproject.toml
 	$(PIP_COMPILE) -o tests/deploy/tools.lock tests/deploy/tools.in

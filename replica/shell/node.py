@@ -70,6 +70,7 @@ from replica.shell.receipts import Receipts
 from replica.shell.server import ServerConnection
 from replica.shell.store import Store, StoreError
 from replica.shell.streams import Streams
+from replica.shell.tracing import open_tracing
 from replica.shell.trustedlog import TrustedLog, stop_waiting, trouble
 from replica.shell.verify import EnvelopeVerifier, GroupVerifier
 from replica.wire.messages import AskCheckpoint as AskCheckpointMessage
@@ -109,6 +110,7 @@ class Node:
         self.started = time.monotonic()
         self.log = structlog.get_logger().bind(replica=self.number)
         self.trusted_log = log
+        self.tracing = open_tracing(self.number, lambda text: self.log.warning("tracing", why=text))
         genesis = home.cluster.genesis
         self._stopped = stopped
         self._milestones = milestones
@@ -224,6 +226,7 @@ class Node:
             self.detector.keeper.close()
             self.store.close()
             self._serving_store.close()
+            self.tracing.close()
 
     def stop(self, reason: str) -> None:
         """Say nothing more, and have the daemon end: something is wrong with this replica itself."""
@@ -353,6 +356,7 @@ class Node:
 
     def _on_taken(self, effect: Taken) -> None:
         group = effect.group
+        self.tracing.heard(group.payloads)
         if group.last <= self._stored[group.author]:
             return
         self._stored[group.author] = group.last
@@ -371,6 +375,7 @@ class Node:
         self.watches.executed(effect.slot)
         if self.core.is_live:  # what is read again after a restart was measured before
             self.measures.executed(effect.batch)
+            self.tracing.executed(effect.slot, effect.batch)
 
     def _on_view_entered(self, effect: ViewEntered) -> None:
         self.measures.view_changes += self.core.is_live
@@ -424,6 +429,7 @@ class Node:
         return Tick(int(asyncio.get_running_loop().time() * 1000), int(time.time() * 1000))
 
     def _on_released(self, released: ReleasedGroup) -> None:
+        self.tracing.said(released.group.payloads)
         self.post(Appended(released.group))
         self.streams.publish(released)
 
@@ -445,6 +451,7 @@ class Node:
             self._effects[type(effect)](effect)
 
     def _send_reply(self, effect: Send) -> None:
+        self.tracing.replied(effect.client, effect.reply)
         connections = self.server.clients.get(effect.client)
         if not connections:
             return
