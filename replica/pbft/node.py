@@ -83,7 +83,7 @@ class PbftNode:
         self.verify_envelope: Callable[[Envelope], bool] = EnvelopeVerifier()
         self.codec = Codec(genesis, self.verify_envelope)
         self.signatures = Signatures(genesis, self.codec, ClientKey.from_private(home.load_signing_key()))
-        self.executor = Executor(load_application(genesis.application), genesis.limits)
+        self.executor = Executor(load_application(genesis.application), genesis)
         self.pending = Batches(genesis.limits, lambda: int(time.time() * 1000))
         limits = genesis.limits
         quorum = 2 * genesis.f + 1

@@ -2,7 +2,7 @@
 
 import random
 
-from replica.sim import clones, cutlies, hiding, lies, poison, rulebreakers, strategies
+from replica.sim import clones, cutlies, forgers, hiding, lies, poison, rulebreakers, strategies
 from replica.sim.strategies import Strategy
 
 STRATEGIES: dict[str, type[Strategy]] = {
@@ -45,6 +45,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
         hiding.HiddenView,
         clones.ClonedLog,
         clones.ClonedPrimary,
+        forgers.ForgedList,
     )
 }
 # These end a replica's influence at once, so they are drawn less often.
@@ -52,7 +53,7 @@ _ENDING = ("silent", "crash")
 # These break the assumption, and are never drawn.
 _IMPOSSIBLE = ("cloned-log", "cloned-primary")
 # Only for scripted runs, and for those that are about one rule.
-_SCRIPTED = ("null-vote", "rule-breaker")
+_SCRIPTED = ("null-vote", "rule-breaker", forgers.ForgedList.name)
 # These are drawn after everything else, so that what is drawn before stays as it was.
 LATE = ("false-heads", "hidden-view")
 DRAWN = tuple(name for name in STRATEGIES if name not in {*_IMPOSSIBLE, *_SCRIPTED, *LATE})
