@@ -23,9 +23,10 @@ from client.queries import ReplicaStatus, StaleAnswer, number_in
 from client.store import SCAN_PAGE, Bytes, KeyValueCalls, refusal, to_bytes
 from client.watch import Position, Watch
 from replica.apps import kv
-from replica.cluster.clusterfile import ClusterFile, load_any_cluster_file
-from replica.cluster.keys import CLIENT_KEY_NAME, ClientKey, is_encrypted, load_client_key
-from replica.cluster.passphrase import PassphraseSource
+from replica.cluster.clusterfile import ClusterFile
+from replica.cluster.keys import ClientKey
+from replica.cluster.memberlists import load_any_present_cluster
+from replica.cluster.passphrase import PassphraseSource, unlocked_client_key
 from replica.cluster.pbft import NO_LOGS
 from replica.core.envelope import Result, Status
 from trustlog.receipts import Outcome, Receipt
@@ -45,11 +46,7 @@ def load_cluster(directory: Path | str, passphrase: PassphraseSource | None = No
     passphrase: where it comes from, if that key is encrypted; without one, from what TRUSTLOG_PASSPHRASE_FILE names.
     """
     place = Path(directory)
-    cluster, path = load_any_cluster_file(place), place / CLIENT_FOLDER / CLIENT_KEY_NAME
-    if not is_encrypted(path):
-        return cluster, load_client_key(path.parent)
-    found = (passphrase or PassphraseSource()).for_key(path)
-    return cluster, load_client_key(path.parent, found.secret, found.source)
+    return load_any_present_cluster(place), unlocked_client_key(place / CLIENT_FOLDER, passphrase)
 
 
 class Client(KeyValueCalls):

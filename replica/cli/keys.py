@@ -10,7 +10,7 @@ from replica.cluster.clusterfile import CLUSTER_FILE_NAME
 from replica.cluster.home import SIGNING_KEY_NAME, TLS_KEY_NAME
 from replica.cluster.keys import CLIENT_KEY_NAME
 from replica.cluster.passphrase import PassphraseSource, change_passphrases, new_passphrase
-from replica.cluster.provision import CLIENT_NAME
+from replica.cluster.provision import CLIENT_NAME, OPERATOR_NAME
 from replica.cluster.strict_toml import ConfigError
 from trustlog.cli.contract import Output, example, output_option
 from trustlog.cli.passphrases import ask_new, asker, new_passphrase_options, passphrase_option, show_changed
@@ -64,6 +64,6 @@ def passphrase_command(
 def _key_files(place: Path) -> Iterator[Path]:
     folders = [place]
     if (place / CLUSTER_FILE_NAME).exists():
-        folders += [*sorted(place.glob("replica-*")), place / CLIENT_NAME]
+        folders += [*sorted(place.glob("replica-*")), place / CLIENT_NAME, place / OPERATOR_NAME]
     for folder in folders:
         yield from (folder / name for name in _NAMES if (folder / name).exists())

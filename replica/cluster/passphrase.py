@@ -21,9 +21,12 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from replica.cluster.keys import (
+    CLIENT_KEY_NAME,
     PASSPHRASE_BYTES_MAX,
+    ClientKey,
     LockedKeyError,
     is_encrypted,
+    load_client_key,
     load_private_key,
     public_bytes,
     write_private_key,
@@ -107,6 +110,15 @@ def for_new_keys(source: PassphraseSource, *, asks: bool, ask: Callable[[str], s
     if given is not None:
         return given.secret
     return new_passphrase(None, ask) if asks else None
+
+
+def unlocked_client_key(folder: Path, source: PassphraseSource | None = None) -> ClientKey:
+    """Read a client's or an operator's key. source: if it is encrypted; without one, the variable says where."""
+    path = folder / CLIENT_KEY_NAME
+    if not is_encrypted(path):
+        return load_client_key(folder)
+    found = (source or PassphraseSource()).for_key(path)
+    return load_client_key(folder, found.secret, found.source)
 
 
 def check_passphrase(secret: bytes, source: str) -> bytes:

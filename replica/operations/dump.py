@@ -31,7 +31,7 @@ from typing import Any, Final
 from replica.cluster.home import LOG_NAME, LOG_PUBLIC_KEY_NAME, SETTINGS_NAME, TLS_KEY_NAME, ReplicaHome
 from replica.cluster.keys import CLIENT_KEY_NAME, LockedKeyError, is_encrypted, load_private_key, write_new
 from replica.cluster.passphrase import PassphraseSource
-from replica.cluster.provision import CLIENT_NAME
+from replica.cluster.provision import CLIENT_NAME, OPERATOR_NAME
 from replica.core.genesis import MIB
 from replica.operations.findings import Finding
 from replica.shell.evidence import EvidenceFolder
@@ -199,7 +199,8 @@ def _secrets(folder: Path) -> Iterator[tuple[Path, bytes]]:
     Of a key with a passphrase it is the end of what is encrypted, and the key itself only if TRUSTLOG_PASSPHRASE_FILE
     opens it.
     """
-    for path in (folder / TLS_KEY_NAME, folder.parent / CLIENT_NAME / CLIENT_KEY_NAME):
+    beside = (folder.parent / name / CLIENT_KEY_NAME for name in (CLIENT_NAME, OPERATOR_NAME))
+    for path in (folder / TLS_KEY_NAME, *beside):
         if not path.exists():
             continue
         passphrase = None

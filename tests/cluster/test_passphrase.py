@@ -12,9 +12,10 @@ import time
 import pytest
 
 from replica.cluster.keys import is_encrypted, load_private_key
+from tests.cluster.test_members import Changing, under_load
 from tests.support.cluster import Processes, environment, replica_command
 from tests.support.keymaterial import forms, scalar
-from tests.support.waiting import wait_for
+from tests.support.waiting import on_loop_for, wait_for
 
 pytestmark = pytest.mark.cluster
 
@@ -136,7 +137,7 @@ def test_the_doctor_names_a_passphrase_that_opens_nothing(tmp_path, words):
     assert plain.returncode == 2
     words.write_text(WORDS + "\n")
     plain = program("replica", "keys", "passphrase", tmp_path / "c", "--remove", "--passphrase-file", words)
-    assert (plain.returncode, len(plain.stdout.splitlines())) == (0, 4), plain.stderr
+    assert (plain.returncode, len(plain.stdout.splitlines())) == (0, 5), plain.stderr
     done = program("replica", "doctor", folder, "--offline", "-o", "json")
     (key,) = (one for one in json.loads(done.stdout)["findings"] if one["check"] == "key")
     assert key["text"].startswith("not encrypted")
@@ -219,3 +220,31 @@ def test_a_development_cluster_with_a_passphrase(tmp_path, words):
     finally:
         dev.send_signal(signal.SIGINT)
         assert dev.wait(30) == 0
+
+
+def test_members_change_with_an_encrypted_operators_key_and_replicas_keep_their_passphrase(tmp_path, words):
+    """A replica that goes over to the next list of members makes its TLS contexts anew, and asks nobody."""
+    variable = {"TRUSTLOG_PASSPHRASE_FILE": str(words)}
+    with Changing(tmp_path / "c", passphrase=WORDS.encode(), extra_environment=variable) as cluster:
+        assert is_encrypted(tmp_path / "c" / "operator" / "client.key")
+        client_key = tmp_path / "c" / "client" / "client.key"
+        done = program("replica", "keys", "passphrase", client_key.parent, "--remove", **variable)
+        assert done.returncode == 0, done.stderr
+        cluster.start_and_wait()
+        public_file = cluster.make(2, "new-2")
+        locked = program("replica", "member", "replace", tmp_path / "c", public_file)
+        assert locked.returncode == 2
+        assert "operator/client.key: this private key is encrypted" in locked.stderr
+
+        def replace():
+            cluster.kill(2)
+            done = program("replica", "member", "replace", tmp_path / "c", public_file, **variable)
+            assert done.returncode == 0, done.stderr
+            cluster.start(2)
+
+        @on_loop_for(120)
+        async def work():
+            await under_load(cluster, replace)
+            await cluster.until_all_are_over(1)
+
+        work()

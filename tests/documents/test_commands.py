@@ -249,7 +249,7 @@ def test_the_commands_of_the_section_on_passphrases(tmp_path: Path) -> None:
             assert done.returncode == 0, (line, done.stderr)
     headers = {path: path.read_text().splitlines()[0] for path in (tmp_path / "my-cluster").glob("*/*.key")}
     assert {path.parent.name for path, head in headers.items() if "ENCRYPTED" not in head} == {"replica-0", "client"}
-    assert len(headers) == 4
+    assert len(headers) == 5  # three replicas', the client's and the operator's
 
 
 def test_one_attestation_is_verified_offline(tmp_path: Path) -> None:
