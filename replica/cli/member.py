@@ -85,7 +85,6 @@ def list_command(*, cluster: Path, update: bool, deadline_s: float, output: Outp
     "replace",
     short_help="Put a replica with a new log in the place of one.",
     epilog=example(
-        "trustlog-replica keygen my-cluster/new-2 --number 2 --address 192.0.2.13:7100",
         "trustlog-replica member replace my-cluster my-cluster/new-2/replica-2.public.toml",
         "trustlog-replica run my-cluster/new-2",
     ),
