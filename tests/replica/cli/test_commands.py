@@ -203,7 +203,7 @@ GROUPS = {
     "evidence": ("list", "verify"),
     "keys": ("passphrase",),
     "lab": ("list", "run", "serve"),
-    "member": ("list", "replace", "add", "remove"),
+    "member": ("list", "replace", "move", "add", "remove"),
 }
 COMMANDS = [*sorted(cli.commands), *(f"{group} {name}" for group, names in GROUPS.items() for name in names)]
 
