@@ -13,7 +13,7 @@ import pytest
 from replica.cluster.clusterfile import load_cluster_file
 from replica.cluster.provision import init_cluster
 from tests.support.cluster import Processes, environment, replica_command
-from tests.support.tools import required, tool
+from tests.support.tools import tool
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.cluster
@@ -39,7 +39,7 @@ def hangs(tmp_path):
     """How to run a command where every question to a name server is heard, and none answered."""
     unshare = [tool("unshare"), "--user", "--map-root-user", "--mount", "--net"]
     if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
-        required("this user may make no namespaces")
+        pytest.skip("this user may make no namespaces here, so no name server can be made to hang")
     (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.1\noptions timeout:3 attempts:2\n")
     heard = tmp_path / "heard"
     heard.touch()
