@@ -36,13 +36,20 @@ RELAY_PAUSE_MS = 300
 
 @dataclass(slots=True)
 class Waiting:
-    """A request that is not executed yet. Times in milliseconds."""
+    """A request that is not executed yet. Times in milliseconds.
+
+    In the present view: relayed_ms: when it was handed to the primary first. overtaken: batches of which that is said
+    (`replica.core.expectation`). work_before: the queue's `work` when the view began, or when this came later.
+    """
 
     envelope: Envelope
     digest: bytes
     since_ms: int
+    work_before: int
     relay_at_ms: int = 0
     relay_pause_ms: int = RELAY_PAUSE_MS
+    relayed_ms: int | None = None
+    overtaken: int = 0
     proposed: bool = False
 
 
@@ -67,9 +74,13 @@ def cost_of(envelope: Envelope) -> int:
 
 
 class RequestQueue:
-    """Requests by digest, and per client in order of arrival."""
+    """Requests by digest, and per client in order of arrival.
+
+    work: what all requests executed so far cost, in units; it never falls.
+    """
 
     def __init__(self, limits: Limits) -> None:
+        self.work = 0
         self._limits = limits
         self._waiting: dict[bytes, Waiting] = {}
         self._unproposed: dict[bytes, dict[bytes, Waiting]] = {}  # client -> digest -> request
@@ -104,7 +115,7 @@ class RequestQueue:
             raise QueueFullError("this replica has too many requests waiting; send again later")
         if count >= REQUESTS_PER_CLIENT_MAX or taken + size > REQUEST_BYTES_PER_CLIENT_MAX:
             raise QueueFullError("this client has too many requests waiting; wait for replies before sending more")
-        waiting = Waiting(envelope, digest, now_ms)
+        waiting = Waiting(envelope, digest, now_ms, self.work)
         self._waiting[digest] = waiting
         self._by_client.setdefault(envelope.client, {})[digest] = waiting
         self._client_bytes[envelope.client] = taken + size
@@ -181,6 +192,7 @@ class RequestQueue:
 
     def executed(self, envelope: Envelope, now_ms: int = 0) -> int | None:
         """Forget a request that was executed; return since when it waited here, or None if it did not."""
+        self.work += cost_of(envelope)
         digest = envelope.digest()
         times, _ = self._executed.pop(digest, (0, 0))
         self._executed[digest] = (times + 1, now_ms)
@@ -210,6 +222,9 @@ class RequestQueue:
             waiting.proposed = False
             waiting.relay_at_ms = 0
             waiting.relay_pause_ms = RELAY_PAUSE_MS
+            waiting.relayed_ms = None
+            waiting.overtaken = 0
+            waiting.work_before = self.work
         for envelope in carried:
             waiting_too = self._waiting.get(envelope.digest())
             if waiting_too is not None:
