@@ -44,6 +44,7 @@ from client.pending import (
     OPEN_REPLY_SIZE,
     PendingEnvelope,
     PendingOpening,
+    Tally,
 )
 from client.waiting import NEVER, WaitingQueue
 from replica.core.envelope import (
@@ -110,6 +111,17 @@ class ClientCore:
         self._opening_not_before = 0
         self._opening_pause_ms = self.settings.busy_retry_ms
         self._asking_until: int | None = None
+
+    def adopt(self, genesis: Genesis) -> None:
+        """Go on with another list of members of the same cluster; its replicas are to be connected to anew.
+
+        What waits for answers waits for those of the new list: what the old one's members said counts no more.
+        """
+        self._quorum = genesis.quorum
+        self._hearsay = Hearsay(genesis.n, genesis.f)
+        for attempt in self._attempts():
+            attempt.tally = Tally(self._quorum)
+            attempt.broadcast = True  # the primary may be another one
 
     # Events.
 

@@ -21,6 +21,7 @@ from replica.core.entries import (
     NewView,
     Prepare,
     PrePrepare,
+    Skipped,
     SlotResult,
     Suspect,
     decode_entry,
@@ -53,6 +54,8 @@ def describe(entry: Entry) -> str:
         return f"RESULT slot {entry.slot} operations {entry.size} root {_short(entry.root)}"
     if isinstance(entry, EpochMark):
         return "the log's epoch ends or begins (CLOSE, OPEN)"
+    if isinstance(entry, Skipped):
+        return "said under another list of members"
     if isinstance(entry, Suspect):
         return f"SUSPECT view {entry.view}"
     if isinstance(entry, NewView):

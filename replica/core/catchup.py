@@ -60,12 +60,16 @@ class CatchUp:
         self._slow: set[int] = set()  # sources of what took too long
         self._ask_offers_at = 0
         self._ask_own_at = 0
+        # Without the state with which its list of members begins, a replica can read nothing.
+        self.needs_state = False
 
     def due(self, now_ms: int, blind: Collection[int]) -> list[Effect]:
         """Return the questions to ask now."""
         own = self._inboxes[self._number]
         questions: list[Effect] = [*self.homecoming.due(now_ms, own)]
         questions += self.fetcher.due(now_ms, self._inboxes, blind)
+        if self.needs_state and self.transfer is None and not self._installing:
+            questions += self._ask_for_state(now_ms)
         if self.transfer is not None:
             if self._executor.slot >= self.transfer.slot or not self.transfer.sources:
                 self._give_up(self.transfer)  # overtaken by the logs, or nobody is left to ask
@@ -83,7 +87,10 @@ class CatchUp:
                 # More than is here: it must show it. Either the store lost it, or the trusted state was rolled back.
                 self._ask_own_at = now_ms + OFFERS_PAUSE_MS
                 return [Fetch(self._number, inbox.received + 1, event.peer)]
-        if not is_gone or now_ms < self._ask_offers_at:
+        return [*self._ask_for_state(now_ms)] if is_gone else []
+
+    def _ask_for_state(self, now_ms: int) -> list[AskCheckpoint]:
+        if now_ms < self._ask_offers_at:
             return []
         self._ask_offers_at = now_ms + OFFERS_PAUSE_MS
         # All are asked: several sources are quicker than one, and one may be silent.
@@ -105,7 +112,12 @@ class CatchUp:
         self._offers[event.peer] = event
         return self._go_on(now_ms)
 
-    def _is_of_use(self, header: Header) -> bool:
+    def _is_of_use(self, offer: CheckpointOffered) -> bool:
+        header = offer.header
+        if self.needs_state:
+            return header.slot >= max(self._genesis.base, self._installing + 1)
+        if offer.before is not None:
+            return False
         skips = any(at > inbox.received for at, inbox in zip(header.cut, self._inboxes, strict=True))
         # What was executed here was read here, cuts included: no log, not even the own one, lacks what lies before.
         return header.slot > max(self._executor.slot, self._installing) and skips
@@ -117,12 +129,13 @@ class CatchUp:
         they offered. One that does not move is: its only source may be faulty, and its certificate old but true. So is
         one that moves too slowly, if someone else has anything to offer: a faulty source may send a part now and then.
         """
-        offers = [offer for _, offer in sorted(self._offers.items()) if self._is_of_use(offer.header)]
+        offers = [offer for _, offer in sorted(self._offers.items()) if self._is_of_use(offer)]
         if self.transfer is not None and now_ms - self._begun_at >= self._transfer_ms:
             self._outlive(self.transfer, offers)
         newest = max(offers, key=lambda offer: (offer.peer not in self._slow, offer.header.slot), default=None)
         if newest is not None and self._may_begin(newest.header, now_ms):
-            self.transfer = Transfer(newest.header, newest.certificate, self._genesis, self._executor)
+            genesis = newest.before or self._genesis
+            self.transfer = Transfer(newest.header, newest.certificate, genesis, self._executor)
             self._begun_at = self._moved_at = now_ms
         if self.transfer is None:
             return []

@@ -6,6 +6,8 @@ header's SHA-256 (integers u64 big-endian unless noted):
     16 tag "trustlog/state\0\x02"    slot    time, milliseconds since 1970
     32 digest of the application's state        32 digest of the client table
     u16 logs, then per log: position at the agreed cut, 32 head there, 32 SHA-256 of its reduced state there
+    u64 list of members under which it is said, 32 SHA-256 of the list in force after it (`replica.core.members`):
+    both left out as long as that is the genesis
 
 A certificate is what makes a header believed: q entries CHECKPOINT(s, D) of different logs, each with its attestation:
 
@@ -20,7 +22,7 @@ from dataclasses import dataclass
 from replica.core.batch import NULL_BATCH
 from replica.core.entries import Checkpoint, decode_entry
 from replica.core.genesis import Genesis
-from replica.core.layout import LayoutError, Reader
+from replica.core.layout import DIGEST_SIZE, U64, LayoutError, Reader
 from replica.core.logstate import LogState
 from replica.core.proof import PROOF_BYTES_MAX, EntryProof, decode_proof
 from replica.core.quorum import primary
@@ -35,7 +37,11 @@ VerifyProof = Callable[[int, EntryProof], bool]
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The agreed state after `slot`, by digests of 32 bytes. cut, heads and logs have one item per log."""
+    """The agreed state after `slot`, by digests of 32 bytes. cut, heads and logs have one item per log.
+
+    list_number: of the list of members whose logs say it. members: digest of the list in force after it, which is the
+    next one if this is the last checkpoint of its list; b"" as long as that is the genesis.
+    """
 
     slot: int
     time_ms: int
@@ -44,12 +50,17 @@ class Header:
     cut: tuple[int, ...]
     heads: tuple[bytes, ...]
     logs: tuple[bytes, ...]
+    list_number: int = 0
+    members: bytes = b""
 
     def encode(self) -> bytes:
         """Return the documented layout."""
         fixed = (HEADER_TAG, self.slot, self.time_ms, self.application, self.table, len(self.cut))
         logs = zip(self.cut, self.heads, self.logs, strict=True)
-        return _FIXED.pack(*fixed) + b"".join(_LOG.pack(*log) for log in logs)
+        return _FIXED.pack(*fixed) + b"".join(_LOG.pack(*log) for log in logs) + self._list()
+
+    def _list(self) -> bytes:
+        return U64.pack(self.list_number) + self.members if self.members else b""
 
     @property
     def digest(self) -> bytes:
@@ -64,9 +75,11 @@ def decode_header(raw: bytes, n: int) -> Header:
     if tag != HEADER_TAG or count != n:
         raise LayoutError("not the header of a checkpoint of this cluster")
     logs = [_LOG.unpack(reader.take(_LOG.size)) for _ in range(n)]
+    later = reader.left() == U64.size + DIGEST_SIZE
+    listed = (reader.u64(), reader.take(DIGEST_SIZE)) if later else (0, b"")
     reader.finish()
     cut, heads, states = zip(*logs, strict=True)
-    return Header(slot, time_ms, application, table, cut, heads, states)
+    return Header(slot, time_ms, application, table, cut, heads, states, *listed)
 
 
 def encode_certificate(proofs: Mapping[int, EntryProof]) -> bytes:
@@ -80,6 +93,8 @@ def encode_certificate(proofs: Mapping[int, EntryProof]) -> bytes:
 
 def check_certificate(raw: bytes, header: Header, genesis: Genesis, verify: VerifyProof) -> None:
     """Raise LayoutError unless `raw` shows that q logs attested CHECKPOINT of exactly this header."""
+    if header.list_number != genesis.list_number:
+        raise LayoutError(f"a header of list {header.list_number} of members, not of list {genesis.list_number}")
     said = check_certified(raw, genesis, verify)
     if said != Checkpoint(header.slot, header.digest):
         raise LayoutError(f"a certificate of something else than CHECKPOINT({header.slot}) of this state")

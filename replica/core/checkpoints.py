@@ -83,8 +83,13 @@ class Checkpoints:
 
     # Executing
 
-    def executed(self, slot: int, batch: Batch, executor: Executor, slots: SlotBook) -> Header | None:
-        """Take in that the batch of `slot` was executed; return the header if that is a checkpoint."""
+    def executed(
+        self, slot: int, batch: Batch, executor: Executor, slots: SlotBook, *, last: bool = False
+    ) -> Header | None:
+        """Take in that the batch of `slot` was executed; return the header if that is a checkpoint.
+
+        last: the list of members ends with it, and whoever is to learn that is shown this milestone.
+        """
         self._batch_bytes += len(batch.raw)
         interval = self._genesis.limits.checkpoint_interval
         if slot % interval:
@@ -93,10 +98,12 @@ class Checkpoints:
         logs = tuple(state.encode() for state in self.cut.states)
         application, table = executor.roots()
         digests = tuple(map(state_digest, logs))
-        header = Header(slot, executor.time_ms, application, table, self.cut.positions, self.cut.heads, digests)
+        agreed = (slot, executor.time_ms, application, table)
+        listed = (self._genesis.list_number, executor.membership.digest)
+        header = Header(*agreed, self.cut.positions, self.cut.heads, digests, *listed)
         self.own[slot] = header.digest
         period = self._rule.intervals * interval
-        is_due = slot // period > self._milestone // period or self._batch_bytes >= self._rule.batch_bytes
+        is_due = slot // period > self._milestone // period or self._batch_bytes >= self._rule.batch_bytes or last
         if is_due:
             self._milestone = slot
             self._batch_bytes = 0

@@ -157,7 +157,18 @@ class SlotResult:
         return result_payload(self.slot, self.size, self.root)
 
 
-Entry = PrePrepare | Prepare | Commit | Checkpoint | Suspect | ViewChange | NewView | SlotResult | EpochMark
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """What a log says before it joins a list of members: its layout is not looked at."""
+
+    payload: bytes
+
+    def encode(self) -> bytes:
+        """Return the payload."""
+        return self.payload
+
+
+Entry = PrePrepare | Prepare | Commit | Checkpoint | Suspect | ViewChange | NewView | SlotResult | EpochMark | Skipped
 
 
 def decode_entry(payload: bytes, genesis: Genesis, cluster_id: bytes) -> Entry:
@@ -186,6 +197,15 @@ def decode_entry(payload: bytes, genesis: Genesis, cluster_id: bytes) -> Entry:
     if is_epoch_mark(payload):
         return EpochMark(payload)
     raise LayoutError(f"{size} bytes that are no entry")
+
+
+def decode_joining(payload: bytes, genesis: Genesis) -> Checkpoint | Skipped:
+    """Return the CHECKPOINT with which a log joins the list that `genesis` is of, or that it has not joined yet."""
+    if len(payload) == _CHECKPOINT.size and payload[0] == CHECKPOINT:
+        _, slot, digest = _CHECKPOINT.unpack(payload)
+        if slot >= genesis.base and slot % genesis.limits.checkpoint_interval == 0:
+            return Checkpoint(slot, digest)
+    return Skipped(payload)
 
 
 def decode_judged(payload: bytes, genesis: Genesis, cluster_id: bytes, verify_envelope: VerifyEnvelope) -> Entry:

@@ -20,12 +20,17 @@ Layout (integers big-endian):
     16  nonce, chosen at random by the client
     u64 void after: the opening does nothing when executed above this slot
 
+  kind 3, administer:
+    u64 void after: it does nothing when executed above this slot
+    u32 length, command: a list of members (`replica.core.members`); judged when it is executed, not before
+
     64  signature by the client's key over all bytes before it (ECDSA P-256, SHA-256, raw r and s)
 
 The signature is over the received bytes; nothing is ever re-encoded to check it. Replies are laid out as
 
     u8 1, u64 u32 session, u64 first, u16 count, count x (u8 status, u64 slot, u32 length, result)
     u8 2, 16 nonce, u8 status, u64 u32 session
+    u8 3, 32 SHA-256 of the command, u8 status, u64 slot, u16 length, text: OK: in force after that slot
 
 and compared by the client as opaque bytes between replicas.
 """
@@ -37,7 +42,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from replica.core.genesis import PUBLIC_KEY_SIZE, Limits
-from replica.core.layout import U64_MAX, LayoutError, Reader
+from replica.core.layout import DIGEST_SIZE, U64, U64_MAX, LayoutError, Reader
 
 ENVELOPE_TAG = b"trustlog/request"
 ENVELOPE_VERSION = 1
@@ -51,6 +56,7 @@ _LENGTH = struct.Struct(">I")
 _RESULT = struct.Struct(">BQI")
 _REPLY = struct.Struct(">BQIQH")
 _OPENED = struct.Struct(">B16sBQI")
+_ADMINISTERED = struct.Struct(">B32sBQH")
 
 
 class EnvelopeKind(IntEnum):
@@ -58,6 +64,7 @@ class EnvelopeKind(IntEnum):
 
     OPERATIONS = 1
     OPEN = 2
+    ADMINISTER = 3
 
 
 class Status(IntEnum):
@@ -68,7 +75,7 @@ class Status(IntEnum):
     EXPIRED = 2  # the session is unknown or evicted: not executed now; whether it was before is unknown
     OUT_OF_WINDOW = 3  # too far above what the session acknowledged: not executed now, but the envelope may be later
     FORGOTTEN = 4  # acknowledged, or its result is no longer kept: not executed again
-    VOID = 5  # an opening whose `void after` has passed or lies too far ahead: no session
+    VOID = 5  # an opening or a command whose `void after` has passed or lies too far ahead: no session
     BUSY = 6  # an opening for which there is no room: no session
     TOO_LARGE = 7  # no room in the reply beside the envelope's other results: not executed; ask again with fewer
 
@@ -100,12 +107,20 @@ class Open:
 
 
 @dataclass(frozen=True, slots=True)
+class Administer:
+    """The content of an envelope of kind 3, by an operator."""
+
+    void_after: int
+    command: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Envelope:
     """A decoded envelope; `raw` is what was received, and what is signed, hashed, ordered and passed on."""
 
     raw: bytes
     client: bytes
-    content: Operations | Open
+    content: Operations | Open | Administer
 
     @property
     def signed(self) -> bytes:
@@ -141,6 +156,12 @@ def encode_open(cluster_id: bytes, client: bytes, content: Open) -> bytes:
     return header + _OPEN.pack(content.nonce, content.void_after)
 
 
+def encode_administer(cluster_id: bytes, client: bytes, content: Administer) -> bytes:
+    """Return the bytes to sign for an envelope that changes how the cluster is run."""
+    header = _HEADER.pack(ENVELOPE_TAG, ENVELOPE_VERSION, EnvelopeKind.ADMINISTER, cluster_id, client)
+    return header + U64.pack(content.void_after) + _LENGTH.pack(len(content.command)) + content.command
+
+
 def decode_envelope(raw: bytes, cluster_id: bytes, limits: Limits) -> Envelope:
     """Decode an envelope strictly; its signature is not looked at. LayoutError says what is wrong."""
     if len(raw) > limits.envelope_bytes_max:
@@ -152,12 +173,16 @@ def decode_envelope(raw: bytes, cluster_id: bytes, limits: Limits) -> Envelope:
         raise LayoutError("not an envelope of a version that this program knows")
     if for_cluster != cluster_id:
         raise LayoutError(f"for cluster {for_cluster.hex()[:16]}, this is cluster {cluster_id.hex()[:16]}")
-    content: Operations | Open
+    content: Operations | Open | Administer
     if kind == EnvelopeKind.OPERATIONS:
         content = _decode_operations(raw, limits)
     elif kind == EnvelopeKind.OPEN:
         reader = Reader(raw, _HEADER.size, len(raw) - SIGNATURE_SIZE)
         content = Open(nonce=reader.take(OPEN_NONCE_SIZE), void_after=reader.u64())
+        reader.finish()
+    elif kind == EnvelopeKind.ADMINISTER:
+        reader = Reader(raw, _HEADER.size, len(raw) - SIGNATURE_SIZE)
+        content = Administer(void_after=reader.u64(), command=reader.block(limits.operation_bytes_max))
         reader.finish()
     else:
         raise LayoutError(f"unknown kind of envelope {kind}")
@@ -219,6 +244,16 @@ class OpenReply:
     session: SessionId
 
 
+@dataclass(frozen=True, slots=True)
+class AdministerReply:
+    """A decoded reply to a command; `command` is its digest, `slot`, with status OK, the last one before its effect."""
+
+    command: bytes
+    status: Status
+    slot: int
+    text: str
+
+
 def encode_operations_reply(session: SessionId, first: int, results: Sequence[Result]) -> bytes:
     """Return a reply's bytes for operations `first`, `first + 1` and so on."""
     parts = [_REPLY.pack(EnvelopeKind.OPERATIONS, session.slot, session.place, first, len(results))]
@@ -234,7 +269,13 @@ def encode_open_reply(reply: OpenReply) -> bytes:
     return _OPENED.pack(EnvelopeKind.OPEN, reply.nonce, reply.status, session.slot, session.place)
 
 
-def decode_reply(raw: bytes, limits: Limits) -> OperationsReply | OpenReply:
+def encode_administer_reply(reply: AdministerReply) -> bytes:
+    """Return the bytes of a reply to a command."""
+    text = reply.text.encode()
+    return _ADMINISTERED.pack(EnvelopeKind.ADMINISTER, reply.command, reply.status, reply.slot, len(text)) + text
+
+
+def decode_reply(raw: bytes, limits: Limits) -> OperationsReply | OpenReply | AdministerReply:
     """Decode a reply strictly; LayoutError if a replica sent something else."""
     reader = Reader(raw)
     kind = reader.u8()
@@ -243,6 +284,8 @@ def decode_reply(raw: bytes, limits: Limits) -> OperationsReply | OpenReply:
         opened = OpenReply(nonce, status, SessionId(reader.u64(), reader.u32()))
         reader.finish()
         return opened
+    if kind == EnvelopeKind.ADMINISTER:
+        return _decode_administer_reply(reader)
     if kind != EnvelopeKind.OPERATIONS:
         raise LayoutError(f"unknown kind of reply {kind}")
     session = SessionId(reader.u64(), reader.u32())
@@ -255,6 +298,16 @@ def decode_reply(raw: bytes, limits: Limits) -> OperationsReply | OpenReply:
         results.append(Result(status, slot, reader.block(limits.result_bytes_max)))
     reader.finish()
     return OperationsReply(session, first, tuple(results))
+
+
+def _decode_administer_reply(reader: Reader) -> AdministerReply:
+    command, status, slot = reader.take(DIGEST_SIZE), _status(reader.u8()), reader.u64()
+    raw = reader.take(reader.u16())
+    reader.finish()
+    try:
+        return AdministerReply(command, status, slot, raw.decode())
+    except UnicodeDecodeError:
+        raise LayoutError("the text of a reply is not UTF-8") from None
 
 
 def _status(number: int) -> Status:

@@ -9,6 +9,7 @@ from typing import Any
 from replica.core.batch import Batch
 from replica.core.checkpoint import Header
 from replica.core.envelope import Envelope
+from replica.core.genesis import Genesis
 from replica.core.group import VerifiedGroup
 from replica.core.proof import EntryProof
 from replica.core.rules import Violation
@@ -71,11 +72,15 @@ class PeerHolds:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointOffered:
-    """Replica `peer` offers the state after a stable checkpoint; `certificate` was checked against `header`."""
+    """Replica `peer` offers the state after a stable checkpoint; `certificate` was checked against `header`.
+
+    before: if it is the last checkpoint of the list of members before the present one, what was agreed under that.
+    """
 
     peer: int
     header: Header
     certificate: bytes
+    before: Genesis | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +241,13 @@ class Stable:
 
 
 @dataclass(frozen=True, slots=True)
+class ListEnded:
+    """The last slot of this list of members is stable: go on with a core of the next one. This core says no more."""
+
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
 class ViewEntered:
     """This replica left its view for `view`."""
 
@@ -301,6 +313,7 @@ Effect = (
     | Refuse
     | Executed
     | Stable
+    | ListEnded
     | ViewEntered
     | ViewOpened
     | Exposed

@@ -12,16 +12,19 @@ from dataclasses import dataclass
 from replica.application import Application, Context, OperationError
 from replica.core.batch import Batch
 from replica.core.envelope import (
+    Administer,
     Envelope,
     Open,
     OpenReply,
     Operations,
     Result,
     Status,
+    encode_administer_reply,
     encode_open_reply,
     encode_operations_reply,
 )
-from replica.core.genesis import Limits
+from replica.core.genesis import Genesis
+from replica.core.members import Membership
 from replica.core.sessions import ClientTable, Session, answer
 from replica.core.state import BucketedMap
 
@@ -43,25 +46,33 @@ class Executed:
 class Executor:
     """The agreed state, and the only code that changes it."""
 
-    def __init__(self, application: Application, limits: Limits) -> None:
+    def __init__(self, application: Application, genesis: Genesis) -> None:
         self._application = application
-        self._limits = limits
+        self._limits = genesis.limits
         self._context = Context(BucketedMap())
-        self.table = ClientTable(limits)
+        self.table = ClientTable(genesis.limits)
+        self.membership = Membership(genesis, self.table.records)
         self.slot = 0
         self.operations = 0
 
     @classmethod
     def restored(
-        cls, application: Application, limits: Limits, slot: int, time_ms: int, state: BucketedMap, records: BucketedMap
+        cls,
+        application: Application,
+        genesis: Genesis,
+        slot: int,
+        time_ms: int,
+        state: BucketedMap,
+        records: BucketedMap,
     ) -> "Executor":
         """Return an executor that goes on after `slot` with this agreed state; it keeps both maps.
 
         LayoutError if `records` are no client table's. `operations` counts from 0 again: it is not agreed.
         """
-        executor = cls(application, limits)
+        executor = cls(application, genesis)
         executor._context = Context(state, slot, time_ms)
-        executor.table = ClientTable.restored(limits, records)
+        executor.table = ClientTable.restored(genesis.limits, records)
+        executor.membership = Membership.restored(genesis, records)
         executor.slot = slot
         return executor
 
@@ -88,6 +99,7 @@ class Executor:
             Executed(envelope.client, self._execute_envelope(envelope, slot, place))
             for place, envelope in enumerate(batch.envelopes)
         ]
+        self.membership.end_slot(slot)
         self.state.settle()
         return replies
 
@@ -97,6 +109,9 @@ class Executor:
         if isinstance(content, Open):
             opened = self.table.opened(envelope.client, content.nonce)
             return None if opened is None else encode_open_reply(OpenReply(content.nonce, Status.OK, opened))
+        if isinstance(content, Administer):
+            known_change = self.membership.known(content)
+            return None if known_change is None else encode_administer_reply(known_change)
         session = self.table.find(content.session, envelope.client)
         if session is None:
             return None
@@ -137,6 +152,8 @@ class Executor:
         if isinstance(content, Open):
             status, session_id = self.table.open(envelope.client, content, slot, place)
             return encode_open_reply(OpenReply(content.nonce, status, session_id))
+        if isinstance(content, Administer):
+            return encode_administer_reply(self.membership.execute(envelope.client, content, slot))
         session = self.table.find(content.session, envelope.client)
         if session is None:
             expired = Result(Status.EXPIRED, slot, b"")

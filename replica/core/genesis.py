@@ -14,11 +14,16 @@ Layout (integers big-endian; text is UTF-8 preceded by its u16 length):
     13 x u64, in the order of `Limits`' fields
     u16 members, then per member      u16 number, u8 kind of log backend, 65 public key of the log, and for a TPM what
                                       was pinned at its enrolment (75 bytes, trustlog.tpm.chain)
+    u16 operators, 65 each            public keys of those who may change the members (`replica.core.members`); left out
+                                      if there are none
+
+The genesis is list 0 of members. A later list makes a `Genesis` of its own (`successor`), with the same cluster id: all
+that is ordered under it is judged by its members, from the slot after `base` on.
 """
 
 import hashlib
 import struct
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 
 from replica.core import quorum
@@ -29,6 +34,7 @@ CONTEXT_TAG = b"trustlog/context"
 GENESIS_VERSION = 1
 NONCE_SIZE = 32
 PUBLIC_KEY_SIZE = 65
+OPERATORS_MAX = 16
 TEXT_SIZE_MAX = 200
 
 KIB = 1024
@@ -88,17 +94,25 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A replica's identity as far as ordering is concerned: its number, its log's key, and what is pinned with it."""
+    """A replica's identity as far as ordering is concerned: its number, its log's key, and what is pinned with it.
+
+    since: the list of members with which its log came in; what the log says carries the context of that list.
+    """
 
     number: int
     log_kind: int
     log_public_key: bytes
     log_pins: bytes = b""
+    since: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Genesis:
-    """The agreed part of the cluster file. Raises ValueError for values that no cluster can run with."""
+    """The agreed part of the cluster file. Raises ValueError for values that no cluster can run with.
+
+    operators: keys of those who may change the members, 65 bytes each. list_number, base, origin: of a later list of
+    members, the slot after which it is in force, and the id of the cluster, whose members were others once.
+    """
 
     name: str
     nonce: bytes
@@ -107,6 +121,10 @@ class Genesis:
     application: str
     limits: Limits
     members: tuple[Member, ...]
+    operators: tuple[bytes, ...] = ()
+    list_number: int = 0
+    base: int = 0
+    origin: bytes = b""
 
     def __post_init__(self) -> None:
         problems = self.limits.problems()
@@ -120,6 +138,10 @@ class Genesis:
             problems.append(f"a log's public key must have {PUBLIC_KEY_SIZE} bytes (uncompressed P-256 point)")
         if any(len(m.log_pins) != (TPM_PINS_SIZE if m.log_kind == BackendKind.TPM else 0) for m in self.members):
             problems.append(f"a TPM's log, and no other, has pins of {TPM_PINS_SIZE} bytes")
+        if len(set(self.operators)) != len(self.operators) or len(self.operators) > OPERATORS_MAX:
+            problems.append(f"there may be at most {OPERATORS_MAX} operators, each once")
+        if any(len(key) != PUBLIC_KEY_SIZE for key in self.operators):
+            problems.append(f"an operator's public key must have {PUBLIC_KEY_SIZE} bytes (uncompressed P-256 point)")
         for label, text in (("name", self.name), ("application", self.application)):
             if not 1 <= len(text.encode()) <= TEXT_SIZE_MAX:
                 problems.append(f"{label} must have 1 to {TEXT_SIZE_MAX} bytes")
@@ -137,20 +159,29 @@ class Genesis:
         return quorum.quorum(self.f)
 
     def encode(self) -> bytes:
-        """Return the documented layout, of which the cluster id is the digest."""
+        """Return the documented layout, of which the cluster id is the digest; ValueError for a later list."""
+        if self.list_number:
+            raise ValueError("the cluster id is the digest of the first list of members alone")
         parts = [GENESIS_TAG, bytes([GENESIS_VERSION]), _text(self.name), self.nonce]
         parts += [struct.pack(">HB", self.f, self.ordering), _text(self.application)]
         parts += [struct.pack(">Q", getattr(self.limits, f.name)) for f in fields(Limits)]
         parts.append(struct.pack(">H", self.n))
         parts += [struct.pack(">HB", m.number, m.log_kind) + m.log_public_key + m.log_pins for m in self.members]
+        if self.operators:
+            parts += [struct.pack(">H", len(self.operators)), *self.operators]
         return b"".join(parts)
 
     def cluster_id(self) -> bytes:
-        """Return the 32-byte SHA-256 of `encode()`."""
-        return hashlib.sha256(self.encode()).digest()
+        """Return the 32-byte SHA-256 of the first list's `encode()`."""
+        return self.origin or hashlib.sha256(self.encode()).digest()
+
+    def successor(self, number: int, base: int, members: tuple[Member, ...]) -> "Genesis":
+        """Return what is agreed under list `number` of members, in force after slot `base`; ValueError as above."""
+        f = quorum.faults(len(members))
+        return replace(self, f=f, members=members, list_number=number, base=base, origin=self.cluster_id())
 
     def context(self, list_number: int = 0) -> bytes:
-        """Return the 32 bytes that every attested statement of this cluster and member list carries."""
+        """Return the 32 bytes that every statement of a log carries which came in with that list of members."""
         return hashlib.sha256(CONTEXT_TAG + self.cluster_id() + struct.pack(">Q", list_number)).digest()
 
 

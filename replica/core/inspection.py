@@ -56,6 +56,11 @@ class Inspection:
         return self.executor.slot
 
     @property
+    def ends(self) -> int | None:
+        """The last slot of the list of members under which this core works, once it is known."""
+        return self._known.ends
+
+    @property
     def is_appending(self) -> bool:
         """Say whether an Append is not yet answered."""
         return self._appending

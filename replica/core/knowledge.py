@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from replica.core.genesis import Genesis
-from replica.core.logstate import LogState, initial_states
+from replica.core.logstate import LogState, founding_states, initial_states
 from replica.core.requests import RequestQueue
 from replica.core.results import ResultBook
 from replica.core.slots import SlotBook
@@ -18,7 +18,7 @@ class Knowledge:
     own_digests: D of checkpoints executed here, by slot, from the stable one on.
     blind: logs that are read no further, because their authors broke a rule or their trusted part is broken.
     cut_lags: the present view's primary leaves the agreed cut too far behind. cut_offered: returns the cut that a
-    proposal made now carries.
+    proposal made now carries. ends: the last slot of this list of members, once that is known.
     """
 
     genesis: Genesis
@@ -32,15 +32,17 @@ class Knowledge:
     cut_offered: Callable[[], tuple[int, ...]] = tuple
     stable: int = 0
     executed: int = 0
+    ends: int | None = None
     now_ms: int = 0
     wall_ms: int = 0
 
 
 def initial_knowledge(genesis: Genesis) -> Knowledge:
     """Return what is known before anything was read."""
+    states = founding_states([0] * genesis.n, genesis.base) if genesis.list_number else initial_states(genesis.n)
     return Knowledge(
         genesis,
-        initial_states(genesis.n),
+        states,
         SlotBook(genesis.ordering, genesis.f),
         RequestQueue(genesis.limits),
         ResultBook(genesis),

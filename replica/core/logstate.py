@@ -5,7 +5,8 @@ alike and stop at the same index of a bad one. `votes` and `commits` are pruned 
 
 Layout, for checkpoints (integers u64 big-endian unless noted; an absent slot is 0, which no entry can name):
 
-    u16 author      position, view      u8 suspected      last_vote, last_commit, last_checkpoint, top
+    u16 author      position, view      u8 flags: 1 suspected, 2 not joined
+                    last_vote, last_commit, last_checkpoint, top
     u32 openings    x (view, base, top)                       views ascending
     u32 departures  x (view, index, last_checkpoint, top)     views ascending
     u32 votes       x (slot, view, 32 digest)                 slots, then views ascending
@@ -14,11 +15,13 @@ Layout, for checkpoints (integers u64 big-endian unless noted; an absent slot is
 """
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
 from replica.core.layout import DIGEST_SIZE, U64, LayoutError, Reader
 
+_SUSPECTED, _NOT_JOINED = 1, 2
 _FIELDS = struct.Struct(">HQQBQQQQ")
 _COUNT = struct.Struct(">I")
 _OPENING = struct.Struct(">QQQ")
@@ -66,6 +69,7 @@ class LogState:
     votes: dict[int, dict[int, bytes]] = field(default_factory=dict)
     commits: dict[int, dict[int, bytes]] = field(default_factory=dict)
     results: int = 0  # RESULTs since the last CHECKPOINT
+    joined: bool = True  # the list of members under which it is read; before that its entries belong to an older one
 
     @property
     def wants(self) -> int:
@@ -88,6 +92,7 @@ class LogState:
             votes={slot: dict(by_view) for slot, by_view in self.votes.items()},
             commits={slot: dict(by_view) for slot, by_view in self.commits.items()},
             results=self.results,
+            joined=self.joined,
         )
 
     def vote(self, view: int, slot: int, digest: bytes) -> None:
@@ -107,10 +112,14 @@ class LogState:
             for old in [view for view in views if view < below]:
                 del views[old]
 
+    @property
+    def _flags(self) -> int:
+        return _SUSPECTED * self.suspected + _NOT_JOINED * (not self.joined)
+
     def encode(self) -> bytes:
         """Return the documented layout."""
         numbers = (self.last_vote or 0, self.last_commit or 0, self.last_checkpoint, self.top)
-        parts = [_FIELDS.pack(self.author, self.position, self.view, self.suspected, *numbers)]
+        parts = [_FIELDS.pack(self.author, self.position, self.view, self._flags, *numbers)]
         parts.append(_COUNT.pack(len(self.opened)))
         parts += [_OPENING.pack(view, o.base, o.top) for view, o in sorted(self.opened.items())]
         parts.append(_COUNT.pack(len(self.view_change_at)))
@@ -128,9 +137,10 @@ class LogState:
     def decode(cls, raw: bytes) -> Self:
         """Decode the documented layout; LayoutError if these bytes are not exactly that."""
         reader = Reader(raw)
-        author, position, view, suspected, *numbers = _FIELDS.unpack(reader.take(_FIELDS.size))
+        author, position, view, flags, *numbers = _FIELDS.unpack(reader.take(_FIELDS.size))
         last_vote, last_commit, last_checkpoint, top = numbers
-        state = cls(author, position, view, bool(suspected), last_vote or None, last_commit or None)
+        state = cls(author, position, view, bool(flags & _SUSPECTED), last_vote or None, last_commit or None)
+        state.joined = not flags & _NOT_JOINED
         state.last_checkpoint, state.top = last_checkpoint, top
         for _ in range(reader.u32()):
             at, base, opening_top = _OPENING.unpack(reader.take(_OPENING.size))
@@ -166,4 +176,18 @@ def initial_states(n: int) -> list[LogState]:
     """Return the reduced state of every empty log. View 0 is open: its primary proposes from slot 1 on."""
     states = [LogState(author) for author in range(n)]
     states[0].opened[0] = Opening(base=0, top=0)
+    return states
+
+
+def founding_states(positions: Sequence[int], base: int) -> list[LogState]:
+    """Return every log's reduced state where a list of members begins, in force after slot `base`.
+
+    positions: where each log is read on. What a log says before it joins, with CHECKPOINT(base) or a later one, belongs
+    to the list before, or is nothing. View 0 of the list is open, whatever views there were.
+    """
+    states = [
+        LogState(author, position, last_checkpoint=base, top=base, joined=False)
+        for author, position in enumerate(positions)
+    ]
+    states[0].opened[0] = Opening(base=base, top=base)
     return states

@@ -24,6 +24,7 @@ from replica.core.entries import (
     SlotResult,
     VerifyEnvelope,
     ViewChange,
+    decode_joining,
     decode_judged,
 )
 from replica.core.events import (
@@ -41,6 +42,7 @@ from replica.core.events import (
     HeadsReceived,
     KnownBroken,
     Lied,
+    ListEnded,
     PeerHolds,
     Persist,
     Recovered,
@@ -62,6 +64,7 @@ from replica.core.inbox import Arrival, Inbox
 from replica.core.inspection import Inspection
 from replica.core.knowledge import initial_knowledge, knowledge_from
 from replica.core.layout import LayoutError
+from replica.core.logstate import LogState
 from replica.core.patience import Patience
 from replica.core.pen import Pen
 from replica.core.requests import QueueFullError, Waiting
@@ -101,12 +104,12 @@ class ReplicaCore(Inspection):
         self.number = number
         self.cluster_id = genesis.cluster_id()
         self.patience = patience or Patience()
-        self.stable_digest: bytes | None = None if snapshot is None else snapshot.header.digest
+        self.stable_digest: bytes | None = None if snapshot is None else snapshot.digest
         self.halted: str | None = None
         self.exposed: dict[int, Violation] = {}
         self._verify_envelope = verify_envelope
         if snapshot is None:
-            self.executor = Executor(application, genesis.limits)
+            self.executor = Executor(application, genesis)
             self._known = initial_knowledge(genesis)
         else:
             self.executor = snapshot.executor
@@ -115,13 +118,15 @@ class ReplicaCore(Inspection):
         ends = [state.position for state in self._known.states]
         self._inboxes = [Inbox(head, received=end, seen=end) for head, end in zip(heads, ends, strict=True)]
         self._pen = Pen(number, self._known, self.patience)
+        self._known.ends = self._last_slot()
         self._catch_up = CatchUp(number, genesis, self._inboxes, self.executor)
+        self._catch_up.needs_state = genesis.list_number > 0 and snapshot is None
         self.refusals = self._catch_up.refusals  # one count
         self._cut = AgreedCut(self._known.states, heads)
         rule = milestones or MilestoneRule()
         self._checkpoints = Checkpoints(genesis, rule, self._cut, self._known.own_digests, self.patience.cut_ms)
         if snapshot is not None:
-            self._checkpoints.begin(snapshot.header.slot, snapshot.header.digest)
+            self._checkpoints.begin(snapshot.header.slot, snapshot.digest)
         self._known.cut_offered = self._cut.ends_of_groups
         self._heard_entry: dict[int, Entry] = {}
         self.work_max = UNLIMITED
@@ -259,7 +264,7 @@ class ReplicaCore(Inspection):
 
     def _come_home(self) -> None:
         """Begin to speak as soon as the own log is whole and f peers know of no more of it."""
-        if self._live or self.halted is not None:
+        if self._live or self.halted is not None or self._catch_up.needs_state:
             return
         own, homecoming = self._inboxes[self.number], self._catch_up.homecoming
         contradiction = homecoming.contradiction(own)
@@ -276,14 +281,21 @@ class ReplicaCore(Inspection):
 
     def _read_logs(self) -> None:
         """Read every log as far as its entries' causes allow, executing on the way, until nothing moves."""
-        moved = True
+        moved = not self._catch_up.needs_state
         while moved and self.halted is None:
             moved = False
             for log in range(self.genesis.n):
-                while self._inboxes[log].unread and log not in self.exposed and self._may(log) and self._read_next(log):
+                while self._is_readable(log) and self._may(log) and self._read_next(log):
                     moved = True
             if self._execute_decided():
                 moved = True
+
+    def _is_readable(self, log: int) -> bool:
+        """Say whether the next entry of `log` is here, and is this list's: CHECKPOINT of its last slot leaves it."""
+        if not self._inboxes[log].unread or log in self.exposed:
+            return False
+        ends = self._known.ends
+        return ends is None or self._known.states[log].last_checkpoint < ends
 
     def _may(self, log: int | None = None) -> bool:
         """Say whether to go on in this call; with the own log always, whose entries what is said next builds on."""
@@ -298,14 +310,16 @@ class ReplicaCore(Inspection):
         state = self._known.states[log]
         try:
             # An entry that waited was decoded, and what it holds verified, when it was first looked at.
-            entry = self._heard_entry.get(log) or self._decode(payload)
+            entry = self._heard_entry.get(log) or self._decode_next(state, payload)
         except LayoutError as error:
             return self._stop_reading(log, index, Violation("malformed", str(error)), group)
-        verdict = judge(state, entry, Reading(self.genesis, self._known.states, self.executed, self.stable))
+        verdict = judge(state, entry, self._reading())
         if isinstance(verdict, Violation):
             return self._stop_reading(log, index, verdict, group)
         if isinstance(verdict, Wait):
             self._heard_entry[log] = entry
+            if self.executed == self._known.ends and isinstance(entry, Checkpoint):
+                return False  # its author has joined the next list of members, and nothing is missing here
             self._catch_up.fetcher.waiting(log, verdict, self._known.now_ms)
             return False
         self._left -= 1
@@ -341,6 +355,12 @@ class ReplicaCore(Inspection):
             batch = NULL_BATCH if digest == NULL_BATCH.digest else self._known.slots.batch(slot, digest)
             self._known.slots.propose(log, view, slot, batch)
         self._effects.append(ViewOpened(view, carried.opening.base, carried.opening.top))
+
+    def _reading(self) -> Reading:
+        return Reading(self.genesis, self._known.states, self.executed, self.stable, self._known.ends)
+
+    def _decode_next(self, state: LogState, payload: bytes) -> Entry:
+        return self._decode(payload) if state.joined else decode_joining(payload, self.genesis)
 
     def _decode(self, payload: bytes) -> Entry:
         """Decode an entry and verify what its batch holds: a pure function of the payload."""
@@ -398,6 +418,15 @@ class ReplicaCore(Inspection):
         self._effects.append(Stable(slot, digest))
         if milestone is not None:
             self._effects.append(Persist(milestone))
+        if slot == self._known.ends:
+            self._effects.append(ListEnded(slot))
+
+    def _last_slot(self) -> int | None:
+        """Return the last slot of this list of members, if it is known."""
+        membership = self.executor.membership
+        if membership.current is not None and membership.number > self.genesis.list_number:
+            return membership.current.after
+        return membership.ends
 
     # Executing
 
@@ -419,7 +448,9 @@ class ReplicaCore(Inspection):
         for envelope in batch.envelopes:
             self.patience.executed(self._known.requests.executed(envelope, self._known.now_ms))
         answered = self._drop_what_is_answered(batch)
-        if self._checkpoints.executed(slot, batch, self.executor, self._known.slots) is not None:
+        self._known.ends = self._last_slot()
+        last = slot == self._known.ends
+        if self._checkpoints.executed(slot, batch, self.executor, self._known.slots, last=last) is not None:
             self._known.cut_lags = self._checkpoints.cut_lags(self._cut.ends_of_groups(), self._known.now_ms)
         self._effects.append(Executed(slot, batch))
         self._effects.extend(self._known.results.executed(slot, batch, replies))

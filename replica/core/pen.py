@@ -98,6 +98,11 @@ class Pen:
 
     def _next(self, size: int) -> Entry | None:
         """Return the next entry that is owed, given `size` bytes already in the group."""
+        ends = self._known.ends
+        if ends is not None and self.state.last_checkpoint >= ends:
+            return None  # with this CHECKPOINT the log has left the list of members
+        if not self.state.joined:
+            return self._owed_checkpoint()
         change = self._owed_view_change() or self._owed_suspicion() or self._owed_checkpoint()
         return change or self._owed_ordering(size) or self._owed_result()
 
@@ -138,7 +143,7 @@ class Pen:
 
     def _owed_checkpoint(self) -> Checkpoint | None:
         for slot in sorted(self._known.own_digests):
-            if slot > self.state.last_checkpoint:
+            if slot > self.state.last_checkpoint or not self.state.joined:
                 return Checkpoint(slot, self._known.own_digests[slot])
         return None
 
@@ -174,6 +179,8 @@ class Pen:
         so far, say their checkpoints, and are a quorum.
         """
         window = self._known.genesis.limits.window
+        if self._known.ends is not None and slot > self._known.ends:
+            return False
         return slot <= min(self.state.last_checkpoint, self._known.stable + window) + window
 
     def _owed_vote(self, slot: int) -> Prepare | None:

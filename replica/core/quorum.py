@@ -21,6 +21,13 @@ def replica_count(f: int) -> int:
     return 2 * f + 1
 
 
+def faults(n: int) -> int:
+    """Return f of a cluster of n replicas; ValueError if n is not 2f + 1 for an f that is possible."""
+    if n % 2 == 0 or not 1 <= n // 2 <= FAULTS_MAX:
+        raise ValueError(f"a cluster has 2f + 1 replicas, 3 to {2 * FAULTS_MAX + 1}, not {n}")
+    return n // 2
+
+
 def quorum(f: int) -> int:
     """Return q = f + 1."""
     return f + 1

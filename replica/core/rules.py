@@ -27,6 +27,7 @@ from replica.core.entries import (
     NewView,
     Prepare,
     PrePrepare,
+    Skipped,
     SlotResult,
     Suspect,
     ViewChange,
@@ -57,12 +58,17 @@ Verdict = Violation | Wait | None
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a reader knows: every log's reduced state, and how far it executed and forgot."""
+    """What a reader knows: every log's reduced state, and how far it executed and forgot.
+
+    ends: the last slot of this list of members, once it is known. A vote above it needs a CHECKPOINT of its author
+    above the slot at which that was decided (the two are a window apart), so whoever judges such a vote knows it.
+    """
 
     genesis: Genesis
     states: Sequence[LogState]
     executed: int
     stable: int
+    ends: int | None = None
 
     def others(self, author: int) -> tuple[int, ...]:
         """Return the numbers of all logs but `author`'s."""
@@ -94,6 +100,7 @@ def apply_entry(state: LogState, entry: Entry) -> None:
     elif isinstance(entry, Checkpoint):
         state.last_checkpoint = entry.slot
         state.results = 0
+        state.joined = True
     elif isinstance(entry, SlotResult):
         state.results += 1
     elif isinstance(entry, Suspect):
@@ -150,6 +157,8 @@ def _wrong_view(state: LogState, view: int) -> Violation | None:
 def _beyond_window(state: LogState, slot: int, reading: Reading) -> Violation | None:
     end = state.last_checkpoint + reading.genesis.limits.window
     if slot <= end:
+        if reading.ends is not None and slot > reading.ends:
+            return Violation("beyond-list", f"slot {slot}, the list of members ends with {reading.ends}")
         return None
     return Violation("beyond-window", f"slot {slot}, its author's window ends at {end}")
 
@@ -225,7 +234,7 @@ def _judge_commit(state: LogState, entry: Commit, reading: Reading) -> Verdict:
 def _judge_checkpoint(state: LogState, entry: Checkpoint, reading: Reading) -> Verdict:
     if entry.slot % reading.genesis.limits.checkpoint_interval:
         return Violation("checkpoint-misplaced", f"slot {entry.slot} is no multiple of the interval")
-    if entry.slot <= state.last_checkpoint:
+    if entry.slot <= state.last_checkpoint and state.joined:
         return Violation("checkpoint-backwards", f"slot {entry.slot} after {state.last_checkpoint}")
     if entry.slot > reading.executed:
         return Wait(f"slot {entry.slot} executed here", reading.others(state.author))
@@ -293,5 +302,6 @@ _JUDGES: dict[type, Callable[[LogState, "Entry", Reading], Verdict]] = {
     ViewChange: _judge_view_change,  # type: ignore[dict-item]
     NewView: _judge_new_view,  # type: ignore[dict-item]
     SlotResult: _judge_result,  # type: ignore[dict-item]
+    Skipped: lambda _state, _entry, _reading: None,
     EpochMark: lambda _state, _entry, _reading: None,
 }

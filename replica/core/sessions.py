@@ -17,6 +17,7 @@ The checkpoint digest covers the table as a map of records (integers big-endian)
         u64 number, u8 status, u64 slot, u32 length, value
     "o", 65 client, 16 nonce of an opening that is not void ->
         u64 slot, u32 place of its session, u64 void after
+    "m" ...: the lists of members, see `replica.core.members`
 """
 
 import struct
@@ -37,6 +38,9 @@ OPENINGS_MAX = 65536
 # Bytes of results kept per session; beyond, the oldest results are forgotten (never their numbers). All of them in one
 # reply still fit a frame.
 SESSION_RESULT_BYTES_MAX = 6 * MIB
+
+# Records of `replica.core.members`, which have their place in the same map.
+MEMBERS_RECORDS = b"m"
 
 _SESSION_KEY = struct.Struct(">cQI")
 _OPENING = struct.Struct(">QIQ")
@@ -156,7 +160,7 @@ class ClientTable:
         for key, value in records.scan():
             if key[:1] == b"s":
                 table._restore_session(key, value)
-            else:
+            elif key[:1] != MEMBERS_RECORDS:
                 table._restore_opening(key, value)
         if len(table) > limits.sessions_max or len(table._openings) > OPENINGS_MAX:
             raise LayoutError(f"{len(table)} sessions and {len(table._openings)} openings are too many")

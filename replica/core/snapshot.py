@@ -15,7 +15,7 @@ from replica.core.batch import Batch
 from replica.core.checkpoint import Header
 from replica.core.execution import Executor
 from replica.core.frozen import FrozenMap
-from replica.core.genesis import MIB, Limits
+from replica.core.genesis import MIB, Genesis
 from replica.core.layout import LayoutError
 from replica.core.logstate import LogState
 from replica.core.state import BucketedMap
@@ -53,13 +53,22 @@ class Milestone:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A verified state to begin with. The executor holds the state; nobody else may use it."""
+    """A verified state to begin with. The executor holds the state; nobody else may use it.
+
+    founded: D of the last checkpoint of the list of members before, with which this one begins; b"" if it does not.
+    """
 
     header: Header
     certificate: bytes
     states: tuple[LogState, ...]
     batches: tuple[Batch, ...]
     executor: Executor
+    founded: bytes = b""
+
+    @property
+    def digest(self) -> bytes:
+        """D, which CHECKPOINT entries of this slot say."""
+        return self.founded or self.header.digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +85,10 @@ class Fetched:
     application: FrozenMap
     table: FrozenMap
 
-    def snapshot(self, application: Application, limits: Limits) -> Snapshot:
+    def snapshot(self, application: Application, genesis: Genesis) -> Snapshot:
         """Return it as what a core begins with; LayoutError if its table is none, which no correct replica says."""
         maps = (BucketedMap.thawed(self.application), BucketedMap.thawed(self.table))
-        executor = Executor.restored(application, limits, self.header.slot, self.header.time_ms, *maps)
+        executor = Executor.restored(application, genesis, self.header.slot, self.header.time_ms, *maps)
         return Snapshot(self.header, self.certificate, self.states, self.batches, executor)
 
     def milestone(self) -> Milestone:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from replica.core.batch import decode_batch, make_batch
 from replica.core.entries import COMMIT, PRE_PREPARE, PREPARE, Commit, Prepare, PrePrepare
-from replica.core.envelope import Envelope, Open, Result, Status, encode_operations_reply
+from replica.core.envelope import Envelope, Operations, Result, Status, encode_operations_reply
 from replica.core.genesis import Ordering
 from replica.core.layout import LayoutError
 from replica.lab.recorder import Recorder
@@ -25,7 +25,7 @@ def send_reply(host: "FaultyReplica", proposal: PrePrepare) -> None:
     """Tell the client of a proposal's request that it was executed there; all that these clients do is put new keys."""
     for envelope in proposal.batch.envelopes:
         client = host.setting.clients.get(envelope.client)
-        if client is not None and not isinstance(envelope.content, Open):
+        if client is not None and isinstance(envelope.content, Operations):
             results = [Result(Status.OK, proposal.slot, b"\0") for _ in envelope.content.operations]
             reply = encode_operations_reply(envelope.content.session, envelope.content.first, results)
             host.send(client, Reply(reply), "reply")
@@ -58,7 +58,7 @@ class Equivocate(Strategy):
             envelope = self.host.setting.decode(raw)
         except LayoutError:
             return
-        if self.world.now >= self._from_ms and not isinstance(envelope.content, Open):
+        if self.world.now >= self._from_ms and isinstance(envelope.content, Operations):
             self._requests.setdefault(envelope.client, envelope)
 
     def entries(self, payloads: list[bytes]) -> list[bytes]:

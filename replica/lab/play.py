@@ -19,7 +19,7 @@ from replica.core.entries import (
     Suspect,
     ViewChange,
 )
-from replica.core.envelope import Envelope, Open
+from replica.core.envelope import Envelope, Operations
 from replica.core.events import Appended
 from replica.core.group import VerifiedGroup
 from replica.core.layout import LayoutError
@@ -77,7 +77,7 @@ class Played(Strategy):
             envelope = self.host.setting.decode(raw)
         except LayoutError:
             return
-        if not isinstance(envelope.content, Open):
+        if isinstance(envelope.content, Operations):
             self._requests[envelope.client] = envelope
 
     def holds(self, to: int, message: object) -> int | None:

@@ -153,7 +153,7 @@ class LabStage(Stage):
             insist_on_outcomes(self, self.recorder.outcomes)
         if not system.attested:
             # Nothing attests what is said, so there is nothing that could contradict itself.
-            self.witness.saw_group = lambda group: None  # type: ignore[method-assign]  # noqa: ARG005
+            self.witness.saw_group = lambda group, key=b"": None  # type: ignore[method-assign]  # noqa: ARG005
         self.ends: Callable[[], bool] | None = None
 
     def play(self) -> Outcome:

@@ -85,7 +85,7 @@ class PbftNode:
         self.signatures = Signatures(
             genesis, self.codec, ClientKey.from_private(load_private_key(home.signing_key_path))
         )
-        self.executor = Executor(load_application(genesis.application), genesis.limits)
+        self.executor = Executor(load_application(genesis.application), genesis)
         self.pending = Batches(genesis.limits, lambda: int(time.time() * 1000))
         limits = genesis.limits
         quorum = 2 * genesis.f + 1

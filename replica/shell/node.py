@@ -256,8 +256,8 @@ class Node:
         """Make a transferred state durable, then begin anew with it."""
         fetched = effect.fetched
         self.log.warning("state transferred", slot=fetched.header.slot, keys=fetched.application.count())
-        limits = self.home.cluster.genesis.limits
-        self.keeper.install(fetched, lambda state: state.snapshot(self.application, limits), self._ready_to_install)
+        genesis = self.home.cluster.genesis
+        self.keeper.install(fetched, lambda state: state.snapshot(self.application, genesis), self._ready_to_install)
 
     def _ready_to_install(self, snapshot: Snapshot) -> None:
         self._to_install = snapshot

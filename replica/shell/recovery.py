@@ -108,7 +108,7 @@ def _verified(view: PinnedState, genesis: Genesis, application: Application, ver
         raise LayoutError("the logs' reduced states are not those at the cut")
     batches = tuple(decode_batch(raw, genesis.cluster_id(), genesis.limits) for raw in view.batches)
     maps = (tree.frozen() for tree in view.trees)
-    return Fetched(header, view.certificate, states, batches, *maps).snapshot(application, genesis.limits)
+    return Fetched(header, view.certificate, states, batches, *maps).snapshot(application, genesis)
 
 
 def name_what_is_missing(core: ReplicaCore, begun_at: int, trusted_log: TrustedLog, store: Store, log: Any) -> None:  # noqa: ANN401

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from replica.core import events
 from replica.core.batch import NULL_BATCH, Batch
 from replica.core.entries import NEW_VIEW, PRE_PREPARE, PREPARE, NewView, Prepare, PrePrepare, decode_entry
-from replica.core.envelope import Open, decode_envelope
+from replica.core.envelope import Administer, Open, decode_envelope
 from replica.core.events import Effect
 from replica.core.genesis import Genesis
 from replica.core.group import VerifiedGroup
@@ -288,6 +288,8 @@ class Chronicle(Audience):
         envelope = decode_envelope(raw, self._genesis.cluster_id(), self._genesis.limits)
         if isinstance(envelope.content, Open):
             return self._openings.get(envelope.client, "a session")
+        if isinstance(envelope.content, Administer):
+            return "a list of members"
         return " ".join(self._label(operation) for operation in envelope.content.operations)
 
 

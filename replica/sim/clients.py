@@ -7,6 +7,7 @@ from client.core import ClientCore
 from client.events import Settings
 from replica.apps import kv
 from replica.core.envelope import Status
+from replica.core.genesis import Genesis
 from replica.sim.histories import Operation
 from replica.sim.logs import ClientKey
 from replica.sim.messages import AskReport, Connected, Reply, Report, Request
@@ -39,6 +40,7 @@ class CorrectClient:
         self.unanswered: dict[int, Operation] = {}  # by ticket
         self.obliged: dict[int, None] = {}  # tickets that a healed network must answer
         self._connected: dict[int, None] = {}
+        self._nodes = list(range(setting.genesis.n))
         self._tickets = 0
         self._wake = 0
         self._is_asking = True
@@ -116,6 +118,12 @@ class CorrectClient:
 
     # Connections.
 
+    def adopt(self, genesis: Genesis, nodes: list[int]) -> None:
+        """Learn another list of members, and at which nodes they are."""
+        self._nodes = nodes
+        self._connected.clear()
+        self.core.adopt(genesis)
+
     def disconnect(self, replica: int) -> None:
         """Lose the connection to a replica."""
         if self._connected.pop(replica, 0) is None:
@@ -124,6 +132,9 @@ class CorrectClient:
 
     def receive(self, source: int, message: object) -> None:
         """Take a message from a replica."""
+        if source not in self._nodes:
+            return
+        source = self._nodes.index(source)
         if isinstance(message, Connected):
             if source not in self._connected:
                 self._connected[source] = None
@@ -160,7 +171,7 @@ class CorrectClient:
                 self._wake_at(effect.at_ms)
 
     def _send(self, to: int, message: object, label: str) -> None:
-        self.setting.network.send(self.number, to, message, label)
+        self.setting.network.send(self.number, self._nodes[to], message, label)
 
     def _wake_at(self, at: int) -> None:
         self._wake += 1

@@ -20,6 +20,7 @@ from replica.core.genesis import Ordering
 from replica.sim import planted
 from replica.sim.clients import Habits
 from replica.sim.control import SEARCH_SEEDS, Control, one_faulty, patched
+from replica.sim.controls_members import MEMBERS, MEMBERS_SCRIPTED
 from replica.sim.controls_recovery import RECOVERY, RECOVERY_SCRIPTED
 from replica.sim.scenario import STORMY
 from replica.sim.world import Weather
@@ -206,6 +207,7 @@ CONTROLS: tuple[Control, ...] = (
     ),
     Control("nothing-pruned", "votes are kept for ever", ("exception",), planted.nothing_pruned, 0),
     *RECOVERY,
+    *MEMBERS,
 )
 
 # What is fixed in which control, and why.
@@ -231,6 +233,7 @@ SCRIPTED: dict[str, str] = {
     "executed-not-voted": _WAITING,
     "answered-kept": "faulty clients that sign two requests with one number, and " + _WAITING,
     **RECOVERY_SCRIPTED,
+    **MEMBERS_SCRIPTED,
 }
 
 

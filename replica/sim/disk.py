@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum
 
+from replica.core.genesis import Genesis
 from replica.core.group import VerifiedGroup
 from replica.core.snapshot import Milestone
 from replica.sim.library import Kept, Library
@@ -102,6 +103,12 @@ class Disk:
         fresh = Disk()
         fresh.kept = self.kept
         return fresh
+
+    def drop_logs(self, before: Genesis, after: Genesis) -> None:
+        """Drop the groups of logs that are no members any more."""
+        staying = {member.number for member in after.members if member in before.members}
+        self._received = [group for group in self._received if group.author in staying]
+        self._durable = len(self._received)
 
     def copy(self) -> "Disk":
         """Return a copy of what is durable."""

@@ -10,12 +10,15 @@ The faulty replicas of one run form a *cabal*: each sees the others' logs whole 
 of victims and friends.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from replica.apps.kv import KeyValue
 from replica.core import events
+from replica.core.chain import found
 from replica.core.checkpoint import Header
 from replica.core.events import Event
+from replica.core.genesis import Genesis
 from replica.core.group import VerifiedGroup
 from replica.core.knowledge import Knowledge
 from replica.core.layout import LayoutError
@@ -89,12 +92,22 @@ class Cabal:
 class FaultyReplica(Host):
     """A replica that does what its strategies say."""
 
-    def __init__(self, setting: Setting, number: int, log: Log, cabal: Cabal, strategies: list[Strategy]) -> None:
+    def __init__(
+        self,
+        setting: Setting,
+        number: int,
+        log: Log,
+        cabal: Cabal,
+        strategies: list[Strategy],
+        *,
+        node: int | None = None,
+        chain: Sequence[Genesis] = (),
+    ) -> None:
         self.cabal = cabal
         self.strategies = strategies
         self._is_appending = False
         self._installing: Fetched | None = None
-        super().__init__(setting, number, log)
+        super().__init__(setting, number, log, node=node, chain=chain)
         cabal.members.append(self)
         for strategy in strategies:
             strategy.join(self)
@@ -110,11 +123,11 @@ class FaultyReplica(Host):
     def _make_core(self, snapshot: Snapshot | None) -> WatchedCore:
         setting = self.setting
         return Puppet(
-            setting.genesis,
+            self.genesis,
             self.number,
             KeyValue(),
-            setting.verifier.heads(),
-            setting.verifier.envelope,
+            self.verifier.heads(),
+            self.verifier.envelope,
             Patience(setting.patience_ms, CUT_PATIENCES),
             snapshot=snapshot,
             milestones=MilestoneRule(intervals=setting.milestone_intervals),
@@ -194,6 +207,8 @@ class FaultyReplica(Host):
             self.ask_about_state(effect)
         elif isinstance(effect, events.Persist):
             self.persist(effect.milestone)
+        elif isinstance(effect, events.ListEnded):
+            self.world.after(1, self._go_over_soon)
         elif isinstance(effect, events.Install):
             self._installing = effect.fetched
             self.world.after(1, self._begin_anew)
@@ -207,21 +222,48 @@ class FaultyReplica(Host):
         if fetched is None or self.is_down or self._is_appending:
             return
         self._installing = None
+        begins = fetched.header.slot == self.genesis.base and self.before is not None
+        said_under = self.before if begins and self.before is not None else self.genesis
         try:
-            snapshot = fetched.snapshot(KeyValue(), self.setting.genesis.limits)
+            snapshot = fetched.snapshot(KeyValue(), said_under)
+            if begins:
+                snapshot = found(snapshot, self.genesis, self.verifier.heads())
         except LayoutError:
             return  # it does not notice what is planted in correct replicas, and stays behind
         self.world.counts["transfers-to-faulty"] += 1
-        self.persist(fetched.milestone())
+        self.persist(fetched.milestone(), said_under)
+        self._begin(snapshot)
+
+    def _go_over_soon(self) -> None:
+        """Go on under the next list of members, if this replica's log is in it."""
+        if self.is_down or self._is_appending:
+            return
+        snapshot = self.next_list(KeyValue())
+        if snapshot is not None:
+            self.world.counts["faulty-went-over"] += 1
+            self._begin(snapshot)
+
+    def jump(self, genesis: Genesis) -> None:
+        """See `Host`."""
+        is_member = any(member.log_public_key == self.log.public_key for member in genesis.members)
+        if self._is_appending or self.is_down or not is_member:
+            return
+        self._enter(genesis)
+        self.kept = None
+        self.leases.clear()
+        self._begin(None)
+
+    def _begin(self, snapshot: Snapshot | None) -> None:
         self._life += 1
-        before, self.library = self.library, Library(self.setting.genesis.n)
+        before, self.library = self.library, Library(self.genesis.n)
         self.core = self.make_core(snapshot)
-        for log, upto in enumerate(fetched.header.cut):
+        cut = (0,) * self.genesis.n if snapshot is None else snapshot.header.cut
+        for log, upto in enumerate(cut):
             self.library.forget(log, upto)
         self.handle(events.Tick(self.world.now, WALL_MS + self.world.now))
-        for log, groups in enumerate(before.held):
+        for log, groups in enumerate(before.held[: self.genesis.n]):
             for group in groups:
-                if group.last > fetched.header.cut[log]:
+                if group.last > cut[log] and self.verifier.group(log, group.raw) is not None:
                     self.library.add(group)
                     self.handle(events.GroupReceived(group))
         self.handle(events.Recovered(self.log.last, self.log.head))
@@ -237,6 +279,7 @@ class FaultyReplica(Host):
             if not self.is_down:
                 self._append(payloads)
                 self._begin_anew()
+                self._go_over_soon()
 
         self.world.after(delay, appended)
 
@@ -249,21 +292,22 @@ class FaultyReplica(Host):
         return True
 
     def _append(self, payloads: list[bytes]) -> None:
-        limit = self.setting.genesis.limits.group_entries_max
+        limit = self.genesis.limits.group_entries_max
         for start in range(0, len(payloads), limit):
-            group = self.setting.verifier.group(self.number, self.log.append(tuple(payloads[start : start + limit])))
+            group = self.verifier.group(self.number, self.log.append(tuple(payloads[start : start + limit])))
             if group is None:
                 raise RuntimeError("the simulated log attested what does not verify")
             self.world.note(f"{self.number} appended {group_label(group)}")
             if self.world.is_traced:
                 said = "; ".join(entry_in_words(payload) for payload in group.payloads)
                 self.world.remark(f"replica {self.number} (faulty): really says {said}")
-            self.setting.witness.saw_group(group)
+            self.setting.witness.saw_group(group, self.log.public_key)
             self.library.add(group)
             self.publish(group)
             self.handle(events.Appended(group))
             for member in self.cabal.members:
-                if member is not self and not member.is_down:
+                shares = member.genesis.list_number == self.genesis.list_number
+                if member is not self and not member.is_down and shares:
                     member.library.add(group)
                     member.handle(events.GroupReceived(group))
 

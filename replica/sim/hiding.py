@@ -77,7 +77,7 @@ class HiddenView(Strategy):
         members = {member.number for member in self.host.cabal.members}
         states = self.host.puppet.knowledge.states
         others = [s for s in states if s.author not in members and view in s.view_change_at]
-        quorum = self.host.setting.genesis.quorum
+        quorum = self.host.genesis.quorum
         if len(others) < quorum:
             return b""
         # Nothing of what waits is carried, so all of it is to be proposed.

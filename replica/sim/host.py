@@ -6,7 +6,7 @@ does every so often. Whoever holds a log serves it to whoever fetches it.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from replica.application import Context
@@ -14,9 +14,11 @@ from replica.apps.kv import KeyValue
 from replica.core import events
 from replica.core.batch import NULL_BATCH, Batch
 from replica.core.carry import Carry
+from replica.core.chain import Link, check_link, decode_link, found
 from replica.core.checkpoint import check_certificate, decode_header
 from replica.core.entries import Entry, ViewChange
 from replica.core.events import Event
+from replica.core.genesis import Genesis
 from replica.core.group import VerifiedGroup
 from replica.core.heads import decode_heads, encode_heads
 from replica.core.layout import LayoutError
@@ -41,13 +43,15 @@ from replica.sim.messages import (
     Request,
     Subscribe,
 )
-from replica.sim.setting import WALL_MS, Setting
+from replica.sim.setting import CLIENTS_FROM, NOWHERE, WALL_MS, Setting
 from replica.sim.words import effect_in_words, group_label
 
 TICK_MS = 50
 SUBSCRIBE_MS = 400
 SERVED_GROUPS_MAX = 24
 LEASE_MS = 10_000
+# What is no replica of the present list, and no client, has its node's number above this.
+STRANGERS_FROM = 1000
 WALL_SKEW_MS_MAX = 30 * 86_400_000
 
 
@@ -156,21 +160,92 @@ class WatchedCore(ReplicaCore):
 class Host:
     """What every replica's shell does, a faulty one's too, as long as its strategies do not say otherwise."""
 
-    def __init__(self, setting: Setting, number: int, log: Log) -> None:
+    def __init__(
+        self,
+        setting: Setting,
+        number: int,
+        log: Log,
+        *,
+        node: int | None = None,
+        chain: Sequence[Genesis] = (),
+    ) -> None:
         self.setting = setting
         self.world = setting.world
         self.number = number
+        self.node = number if node is None else node
         self.log = log
-        self.peers = [i for i in range(setting.genesis.n) if i != number]
+        self.genesis = setting.genesis
+        self.before: Genesis | None = None
+        self._enter(setting.genesis)
+        for genesis in chain:
+            self._enter(genesis)
         self.is_down = False
-        self.library = Library(setting.genesis.n)
+        self.library = Library(self.genesis.n)
         self.kept: Kept | None = None  # what is handed out to whoever was away
         self.leases: dict[int, tuple[Kept, int]] = {}  # slot -> what was offered, and until when it is kept
         self._life = 0
         self._subscriptions = 0
         self._wall_skew = setting.world.random.randint(-WALL_SKEW_MS_MAX, WALL_SKEW_MS_MAX)
-        setting.network.nodes[number] = self
+        setting.network.nodes[self.node] = self
         self.core = self.make_core(None)
+
+    def _enter(self, genesis: Genesis) -> None:
+        """Take in which list of members is in force; `before` is what was agreed under the one before."""
+        self.before = None if not genesis.list_number else self.genesis
+        self.genesis = genesis
+        self.verifier = self.setting.verifier_of(genesis)
+        self.peers = [i for i in range(genesis.n) if i != self.number]
+        nodes = getattr(self, "_nodes", None) or list(range(genesis.n))
+        for member in genesis.members:
+            if member.since == genesis.list_number and member.since:
+                nodes[member.number : member.number + 1] = [self.setting.places.get(member.log_public_key, NOWHERE)]
+        self._nodes = nodes[: genesis.n]
+
+    def node_of(self, number: int) -> int:
+        """Return the node of a replica of the present list; of a client or another node that node."""
+        if number >= STRANGERS_FROM:
+            return number - STRANGERS_FROM
+        return self._nodes[number] if number < len(self._nodes) else number
+
+    def _number_of(self, node: int) -> int:
+        """Return the number of a replica of the present list, or what `node_of` makes the node of."""
+        if node in self._nodes:
+            return self._nodes.index(node)
+        return node if node >= CLIENTS_FROM else STRANGERS_FROM + node
+
+    def next_list(self, application: KeyValue) -> Snapshot | None:
+        """Go over to the list of members that the kept milestone begins; None if it begins none."""
+        if self.kept is None or self.kept.genesis.list_number != self.genesis.list_number:
+            return None
+        snapshot = self.kept.snapshot(self.genesis, application, self.verifier.entry)
+        if snapshot is None or snapshot.executor.membership.number == self.genesis.list_number:
+            return None
+        members = snapshot.executor.membership.current
+        if members is None:
+            raise RuntimeError("a list in force that is not there")
+        link = Link(self.kept.header, self.kept.certificate, members.encode())
+        if members.number > len(self.setting.links):
+            self.setting.links.append(link.encode())
+        return self._change_list(check_link(link, self.genesis, self.verifier.entry).genesis, snapshot)
+
+    def _change_list(self, genesis: Genesis, snapshot: Snapshot) -> Snapshot | None:
+        if all(member.log_public_key != self.log.public_key for member in genesis.members):
+            return None  # it is no member any more, and stays to serve what it has
+        self._enter(genesis)
+        self.leases.clear()
+        return found(snapshot, genesis, self.verifier.heads())
+
+    def stored(self, kept: Kept, application: KeyValue) -> Snapshot | None:
+        """Return what a core begins with, from what is kept; None if it is not what it should be."""
+        if kept.genesis.list_number == self.genesis.list_number:
+            return kept.snapshot(self.genesis, application, self.verifier.entry)
+        if self.before is None or kept.genesis.list_number != self.before.list_number:
+            return None
+        before = kept.snapshot(self.before, application, self.setting.verifier_of(self.before).entry)
+        try:
+            return None if before is None else found(before, self.genesis, self.verifier.heads())
+        except LayoutError:
+            return None
 
     # What differs between correct and faulty replicas.
 
@@ -220,13 +295,14 @@ class Host:
     # Messages.
 
     def send(self, to: int, message: object, label: str, hold: int = 0) -> None:
-        """Send a message to a node."""
-        self.setting.network.send(self.number, to, message, label, hold)
+        """Send a message to a replica of the present list, a client or another node."""
+        self.setting.network.send(self.node, self.node_of(to), message, label, hold)
 
     def receive(self, source: int, message: object) -> None:
         """Take a message from the network."""
         if self.is_down:
             return
+        source = self._number_of(source)
         if isinstance(message, GroupMessage):
             self.on_group(message)
         elif isinstance(message, Subscribe):
@@ -236,7 +312,7 @@ class Host:
         elif isinstance(message, FetchMessage):
             self.serve(source, message.log, message.first, message.life)
         elif isinstance(message, Held):
-            if message.life == self._life:
+            if message.life == self._life and source < self.genesis.n:
                 self.handle(events.PeerHolds(source, message.log, message.first, message.last))
         elif isinstance(message, AskCheckpoint | Offer | AskPart | Part):
             self._on_state(source, message)
@@ -256,24 +332,27 @@ class Host:
 
     def on_group(self, message: GroupMessage) -> None:
         """Verify a group, keep it and hand it to the core."""
-        group = self.setting.verifier.group(message.log, message.raw)
+        group = self.verifier.group(message.log, message.raw)
         if group is None:
             self.world.counts["refused-groups"] += 1
             return
-        self.setting.witness.saw_group(group)
+        self.setting.witness.saw_group(group, self.verifier.key(group.author))
         self.handle(events.GroupReceived(group))
 
     def on_request(self, source: int, message: Request) -> None:
         """Verify an envelope and hand it to the core."""
+        if source >= STRANGERS_FROM:
+            self.world.counts["refused-strangers"] += 1  # a replica of another list is neither a peer nor a client
+            return
         try:
             envelope = self.setting.decode(message.raw)
         except LayoutError:
             self.world.counts["refused-envelopes"] += 1
             return
-        if not self.setting.verifier.envelope(envelope):
+        if not self.verifier.envelope(envelope):
             self.world.counts["refused-envelopes"] += 1
             return
-        relayed = source < self.setting.genesis.n
+        relayed = source < self.genesis.n
         self.handle(events.RequestReceived(envelope, relayed, source))
 
     # The state, for those who were away.
@@ -283,7 +362,9 @@ class Host:
         if isinstance(message, AskCheckpoint):
             if kept is not None:
                 self._lease(kept)
-                self.send(source, Offer(kept.header, kept.certificate), f"offer {kept.slot}")
+                links = tuple(self.setting.links[message.number : self.genesis.list_number])
+                if message.number + len(links) >= kept.genesis.list_number:
+                    self.send(source, Offer(kept.header, kept.certificate, links), f"offer {kept.slot}")
         elif isinstance(message, AskPart):
             leased = self.leases.get(message.slot)
             data = None
@@ -292,6 +373,8 @@ class Host:
                     data = leased[0].part(message.want)
                 self._lease(leased[0])
             self.send(source, Part(message.slot, message.want, data), f"part {message.slot}")
+        elif source >= self.genesis.n:
+            return
         elif isinstance(message, Offer):
             self._on_offer(source, message)
         else:
@@ -303,20 +386,47 @@ class Host:
         self.leases[kept.slot] = (kept, self.world.now + LEASE_MS)
 
     def _on_offer(self, source: int, offer: Offer) -> None:
-        genesis = self.setting.genesis
+        lists = [self.genesis]
+        try:
+            for raw in offer.links:
+                verify = self.setting.verifier_of(lists[-1]).entry
+                lists.append(check_link(decode_link(raw), lists[-1], verify).genesis)
+        except LayoutError:
+            self.world.counts["refused-links"] += 1
+            return
+        for genesis in lists:
+            if self._is_certified(offer, genesis):
+                if genesis is self.genesis:
+                    header = decode_header(offer.header, genesis.n)
+                    self.handle(events.CheckpointOffered(source, header, offer.certificate))
+                else:
+                    # A quorum of that list has a state of its own, so some correct member hands it out.
+                    self.jump(genesis)
+                return
+        if self.before is not None and self._is_certified(offer, self.before):
+            header = decode_header(offer.header, self.before.n)
+            if header.slot == self.genesis.base:
+                self.handle(events.CheckpointOffered(source, header, offer.certificate, self.before))
+                return
+        self.world.counts["refused-offers"] += 1
+
+    def _is_certified(self, offer: Offer, genesis: Genesis) -> bool:
         try:
             header = decode_header(offer.header, genesis.n)
-            check_certificate(offer.certificate, header, genesis, self.setting.verifier.entry)
+            check_certificate(offer.certificate, header, genesis, self.setting.verifier_of(genesis).entry)
         except LayoutError:
-            self.world.counts["refused-offers"] += 1
-            return
-        self.handle(events.CheckpointOffered(source, header, offer.certificate))
+            return False
+        return header.slot > genesis.base
+
+    def jump(self, genesis: Genesis) -> None:
+        """Go on under a later list of members, without its state, which is still to be fetched."""
+        raise NotImplementedError
 
     # Logs.
 
     def serve(self, reader: int, log: int, first: int, life: int) -> None:
         """Send what is held of a log from `first` on, and say what there is of it."""
-        if not 0 <= log < self.setting.genesis.n:
+        if not 0 <= log < self.genesis.n:
             return
         for group in self.library.since(log, first, SERVED_GROUPS_MAX):
             self.send(reader, GroupMessage(log, group.raw), group_label(group))
@@ -332,9 +442,11 @@ class Host:
 
     def _on_heads(self, source: int, raw: bytes) -> None:
         try:
-            heads = decode_heads(raw, self.setting.genesis.n)
+            heads = decode_heads(raw, self.genesis.n)
         except LayoutError:
             self.world.counts["refused-heads"] += 1
+            return
+        if source >= self.genesis.n:
             return
         self.world.counts["heads-compared"] += 1
         self.handle(events.HeadsReceived(source, heads))
@@ -363,16 +475,15 @@ class Host:
         """Ask a replica for its checkpoint, or a part of the state there."""
         if isinstance(effect, events.AskCheckpoint):
             self.world.counts["checkpoints-asked-for"] += 1
-            self.send(effect.ask, AskCheckpoint(), "ask for a checkpoint")
+            self.send(effect.ask, AskCheckpoint(self.genesis.list_number), "ask for a checkpoint")
         else:
             self.send(effect.ask, AskPart(effect.slot, effect.want), f"ask for a part {effect.slot}")
 
-    def persist(self, milestone: Milestone) -> None:
-        """Keep a milestone, and forget what nobody needs any more."""
-        self.kept = keep(self.kept, milestone)
+    def persist(self, milestone: Milestone, genesis: Genesis | None = None) -> None:
+        """Keep a milestone, said under the list of `genesis`, and forget what nobody needs any more."""
+        self.kept = keep(self.kept, milestone, genesis or self.genesis)
         self.leases = {slot: (kept, until) for slot, (kept, until) in self.leases.items() if until > self.world.now}
-        n = self.setting.genesis.n
-        cuts = [kept.cut(n) for kept in (self.kept, *(kept for kept, _ in self.leases.values()))]
+        cuts = [kept.cut(self.genesis) for kept in (self.kept, *(kept for kept, _ in self.leases.values()))]
         for log, upto in enumerate(map(min, zip(*cuts, strict=True))):
             self.library.forget(log, upto - self.setting.retained)
 

@@ -34,11 +34,15 @@ class Kept:
     batches: tuple[bytes, ...]
     application: dict[bytes, bytes]
     table: dict[bytes, bytes]
+    genesis: Genesis
     _trees: dict[Source, BucketedMap] = field(default_factory=dict, init=False)
 
-    def cut(self, n: int) -> tuple[int, ...]:
-        """Return the agreed cut."""
-        return decode_header(self.header, n).cut
+    def cut(self, genesis: Genesis) -> tuple[int, ...]:
+        """Return the agreed cut, for the logs of a list: of the one under which this was said, or of the next one."""
+        cut = decode_header(self.header, self.genesis.n).cut
+        if genesis.list_number == self.genesis.list_number:
+            return cut
+        return tuple(cut[i] if m.since < genesis.list_number else 0 for i, m in enumerate(genesis.members))
 
     def part(self, wanted: PartWanted) -> bytes:
         """Return a part for whoever asks; LayoutError or IndexError for nonsense."""
@@ -71,14 +75,14 @@ class Kept:
         ]:
             return None
         try:
-            executor = Executor.restored(application, genesis.limits, self.slot, header.time_ms, *maps)
+            executor = Executor.restored(application, genesis, self.slot, header.time_ms, *maps)
         except LayoutError:
             return None
         return Snapshot(header, self.certificate, states, batches, executor)
 
 
-def keep(before: Kept | None, milestone: Milestone) -> Kept:
-    """Return what a disk holds once it has taken a milestone."""
+def keep(before: Kept | None, milestone: Milestone, genesis: Genesis) -> Kept:
+    """Return what a disk holds once it has taken a milestone, said under the list of `genesis`."""
     application: dict[bytes, bytes] = {}
     table: dict[bytes, bytes] = {}
     if before is not None and not milestone.is_whole:
@@ -90,7 +94,7 @@ def keep(before: Kept | None, milestone: Milestone) -> Kept:
             else:
                 content[key] = value
     fixed = (milestone.slot, milestone.header, milestone.certificate, milestone.logs, milestone.batches)
-    return Kept(*fixed, application, table)
+    return Kept(*fixed, application, table, genesis)
 
 
 class Library:

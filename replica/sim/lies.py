@@ -319,7 +319,7 @@ class CheckpointLies(Rarely):
     def _lie(self, payload: bytes) -> bytes:
         self.did()
         slot = int.from_bytes(payload[1:9], "big")
-        interval = self.host.setting.genesis.limits.checkpoint_interval
+        interval = self.host.genesis.limits.checkpoint_interval
         kind = self.chance.randrange(4)
         if kind == 3 or self._only_skips:
             return b""

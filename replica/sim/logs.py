@@ -172,7 +172,16 @@ class RealLog:
             self._log.truncate(index, context=self.context)
 
 
-def make_cluster(f: int, ordering: Ordering, limits: Limits, seed: int, *, real: bool) -> tuple[Genesis, list[Log]]:
+def make_log(name: int, context: bytes, *, real: bool) -> Log:
+    """Make a log that comes in later; name: a number that no other log of the run has."""
+    log: Log = RealLog(name) if real else StandInLog(name)
+    log.context = context
+    return log
+
+
+def make_cluster(
+    f: int, ordering: Ordering, limits: Limits, seed: int, *, real: bool, operators: tuple[bytes, ...] = ()
+) -> tuple[Genesis, list[Log]]:
     """Make the logs of a cluster of 2f + 1 and what its members agree on."""
     logs: list[Log] = [RealLog(i) if real else StandInLog(i) for i in range(quorum.replica_count(f))]
     genesis = Genesis(
@@ -183,6 +192,7 @@ def make_cluster(f: int, ordering: Ordering, limits: Limits, seed: int, *, real:
         application="replica.apps.kv:KeyValue",
         limits=limits,
         members=tuple(Member(i, BackendKind.SOFTWARE, log.public_key) for i, log in enumerate(logs)),
+        operators=operators,
     )
     for log in logs:
         log.context = genesis.context()
@@ -194,7 +204,7 @@ class Verifier:
 
     def __init__(self, genesis: Genesis, *, real: bool) -> None:
         self._limits = genesis.limits
-        self._context = genesis.context()
+        self._contexts = [genesis.context(member.since) for member in genesis.members]
         self._real = real
         self._keys = [m.log_public_key for m in genesis.members]
         self._identities = [
@@ -207,6 +217,10 @@ class Verifier:
     def heads(self) -> list[bytes]:
         """Return every log's head before its first entry."""
         return [genesis_head(log_id(key), 0) for key in self._keys]
+
+    def key(self, log: int) -> bytes:
+        """Return the log's public key."""
+        return self._keys[log]
 
     def group(self, log: int, raw: bytes) -> VerifiedGroup | None:
         """Return the group if `log` attested it, else None."""
@@ -249,11 +263,13 @@ class Verifier:
         return VerifiedGroup(log, said.first, said.last, said.head_before, said.head_after, group.payloads, raw)
 
     def _verify_statement(self, log: int, attestation: Attestation, digests: list[bytes]) -> AppendStatement:
-        identity = self._identities[log]
+        if not 0 <= log < len(self._keys):
+            raise VerificationError("wrong-log", f"there is no replica {log}")
+        identity, context = self._identities[log], self._contexts[log]
         if identity is not None:
-            return verify_append(identity, attestation, digests, context=self._context)
+            return verify_append(identity, attestation, digests, context=context)
         said = AppendStatement.decode(attestation.statement)
-        if said.log_id != log_id(self._keys[log]) or said.context != self._context or said.epoch:
+        if said.log_id != log_id(self._keys[log]) or said.context != context or said.epoch:
             raise VerificationError("wrong-log", "the statement is another log's")
         if said.last - said.first + 1 != len(digests):
             raise VerificationError("wrong-count", "as many digests as the statement says")

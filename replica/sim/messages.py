@@ -50,15 +50,21 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class AskCheckpoint:
-    """Tell me which stable checkpoint's state you can hand out."""
+    """Tell me which stable checkpoint's state you can hand out. number: of the list of members that I know."""
+
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """This one's. header and certificate as `replica.core.checkpoint` lays them out."""
+    """This one's. header and certificate as `replica.core.checkpoint` lays them out.
+
+    links: of the chain of member lists, those that lead from the list that the asker knows to mine.
+    """
 
     header: bytes
     certificate: bytes
+    links: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ Nothing of the replicas' code is used. The model reads raw batches by the docume
     envelope   16 tag, u8 version, u8 kind, 32 cluster, 65 key, then
                kind 1: u64 u32 session, u64 first, u64 acknowledged, u16 count, count x (u32 length, operation), 64 sig
                kind 2: 16 nonce, u64 void after, 64 signature
+               kind 3: a list of members, which changes nothing here
 """
 
 import struct
@@ -65,6 +66,8 @@ class Oracle:
         if raw[17] == 2:
             self._open(slot, place, client, raw)
             return []
+        if raw[17] == 3:
+            return []  # who the members are is none of the clients' business
         session_slot, session_place, first, acknowledged, count = struct.unpack_from(">QIQQH", raw, _BODY)
         session = self._sessions.get((session_slot, session_place))
         if session is None or session.client != client:

@@ -90,7 +90,7 @@ def truncated_before_durable() -> list[Patch]:
 
     def persist(replica: Any, milestone: Any) -> None:
         right(replica, milestone)
-        positions = checkpoint.decode_header(milestone.header, replica.setting.genesis.n).cut
+        positions = checkpoint.decode_header(milestone.header, replica.genesis.n).cut
         for log, upto in enumerate(positions):
             replica.library.forget(log, upto)
         replica.disk.take(replica.disk.kept, replica.library)
@@ -104,7 +104,7 @@ def trusted_log_forgets_too_early() -> list[Patch]:
 
     def persist(replica: Any, milestone: Any) -> None:
         right(replica, milestone)
-        positions = checkpoint.decode_header(milestone.header, replica.setting.genesis.n).cut
+        positions = checkpoint.decode_header(milestone.header, replica.genesis.n).cut
         replica.log.truncate(positions[replica.number] + 1)
 
     return [(CorrectReplica, "_persist", persist)]
@@ -144,7 +144,7 @@ def damaged_milestone_begun_with() -> list[Patch]:
         roots = [tree.root() for tree in maps]
         if roots == [header.application, header.table]:
             return right(kept, genesis, application, verify)
-        executor = Executor.restored(application, genesis.limits, kept.slot, header.time_ms, *maps)
+        executor = Executor.restored(application, genesis, kept.slot, header.time_ms, *maps)
         states = tuple(LogState.decode(raw) for raw in kept.logs)
         batches = tuple(decode_batch(raw, genesis.cluster_id(), genesis.limits) for raw in kept.batches)
         return Snapshot(header, kept.certificate, states, batches, executor)

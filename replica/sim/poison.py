@@ -135,7 +135,8 @@ class FalseOffers(Chosen):
         return false
 
     def _false(self, kind: str, offer: Offer) -> Offer:
-        old, genesis = self._old, self.host.setting.genesis
+        kept = self.host.kept
+        old, genesis = self._old, self.host.genesis if kept is None else kept.genesis
         if kind in {"old", "borrowed"}:
             if old is None:
                 return offer
@@ -184,7 +185,9 @@ class ForgedState(Strategy):
         roots = [BucketedMap(sorted(content.items())).root() for content in (application, table)]
         forged = replace(header, application=roots[0], table=roots[1])
         said = Checkpoint(forged.slot, forged.digest).encode()
-        self._forged.append((said, Kept(forged.slot, forged.encode(), b"", logs, batches, application, table)))
+        self._forged.append(
+            (said, Kept(forged.slot, forged.encode(), b"", logs, batches, application, table, self.host.genesis))
+        )
         return said
 
     def instead(self, to: int, message: object) -> object:  # noqa: ARG002
@@ -237,7 +240,7 @@ class FalseHeads(Chosen):
         if kind == "short":
             return replace(message, heads=message.heads[: self.chance.randrange(1, len(message.heads))])
         move = {"other": 0, "inside": -1, "beyond": 1}[kind]
-        heads = decode_heads(message.heads, self.host.setting.genesis.n)
+        heads = decode_heads(message.heads, self.host.genesis.n)
         false = tuple((max(0, index + move), self.chance.randbytes(32)) for index, _ in heads)
         return replace(message, heads=encode_heads(false))
 

@@ -2,7 +2,7 @@
 
 import random
 
-from replica.sim import clones, cutlies, hiding, lies, poison, rulebreakers, slow, strategies
+from replica.sim import clones, cutlies, forgers, hiding, lies, poison, rulebreakers, slow, strategies
 from replica.sim.strategies import Strategy
 
 STRATEGIES: dict[str, type[Strategy]] = {
@@ -47,6 +47,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
         slow.DrippingPrimary,
         clones.ClonedLog,
         clones.ClonedPrimary,
+        forgers.ForgedList,
     )
 }
 # These end a replica's influence at once, so they are drawn less often.
@@ -54,7 +55,7 @@ _ENDING = ("silent", "crash")
 # These break the assumption, and are never drawn.
 _IMPOSSIBLE = ("cloned-log", "cloned-primary")
 # Only for scripted runs, and for those that are about one rule.
-_SCRIPTED = ("null-vote", "rule-breaker")
+_SCRIPTED = ("null-vote", "rule-breaker", forgers.ForgedList.name)
 # These are drawn after everything else, so that what is drawn before stays as it was.
 LATE = ("false-heads", "hidden-view", "slow-primary", "dripping-primary")
 DRAWN = tuple(name for name in STRATEGIES if name not in {*_IMPOSSIBLE, *_SCRIPTED, *LATE})

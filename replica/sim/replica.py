@@ -5,13 +5,15 @@ and come back with what its disk (`replica.sim.disk`) then holds.
 """
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from replica.apps.kv import KeyValue
 from replica.core import events
+from replica.core.chain import found
 from replica.core.events import Event
+from replica.core.genesis import Genesis
 from replica.core.group import VerifiedGroup
 from replica.core.patience import Patience
 from replica.core.snapshot import Fetched, Milestone, MilestoneRule, Snapshot
@@ -38,7 +40,9 @@ class CorrectReplica(Host):
     it must stop, and everything that it does before must be right. on_milestone: called when one has become durable.
     """
 
-    def __init__(self, setting: Setting, number: int, log: Log) -> None:
+    def __init__(
+        self, setting: Setting, number: int, log: Log, *, node: int | None = None, chain: Sequence[Genesis] = ()
+    ) -> None:
         self.rolled_back = False
         self.disk = Disk()
         self._appending: tuple[bytes, ...] | None = None
@@ -46,31 +50,31 @@ class CorrectReplica(Host):
         self.on_milestone: Callable[[CorrectReplica], None] = lambda _: None
         self._was_damaged = False  # and no milestone made that good since
         self._left_at: tuple[int, int] | None = None  # slot and view when it last crashed
-        super().__init__(setting, number, log)
+        super().__init__(setting, number, log, node=node, chain=chain)
         self.handle(events.Recovered(log.last, log.head))
 
     def _make_core(self, snapshot: Snapshot | None) -> WatchedCore:
         setting, witness, number = self.setting, self.setting.witness, self.number
-        witness.born(number, 0 if snapshot is None else snapshot.header.slot)
+        witness.born(self.node, 0 if snapshot is None else snapshot.header.slot)
         return WatchedCore(
-            setting.genesis,
+            self.genesis,
             number,
             self._application(),
-            setting.verifier.heads(),
-            setting.verifier.envelope,
+            self.verifier.heads(),
+            self.verifier.envelope,
             Patience(setting.patience_ms, CUT_PATIENCES),
             snapshot=snapshot,
             milestones=MilestoneRule(intervals=setting.milestone_intervals),
         )
 
     def _application(self) -> WatchedKeyValue:
-        witness, number = self.setting.witness, self.number
-        return WatchedKeyValue(lambda slot, client, operation: witness.applied(number, slot, client, operation))
+        witness, node = self.setting.witness, self.node
+        return WatchedKeyValue(lambda slot, client, operation: witness.applied(node, slot, client, operation))
 
     def handle(self, event: Event) -> None:
         """See `Host`."""
         if not self.is_down and self._survives(partial(super().handle, event)):
-            self.setting.witness.look_at(self.number, self.core)
+            self.setting.witness.look_at(self.node, self.core)
 
     def _survives(self, work: Callable[[], None]) -> bool:
         """Do something; an exception of the core is a violation and this replica's end, not the simulator's."""
@@ -105,9 +109,13 @@ class CorrectReplica(Host):
         elif isinstance(effect, events.Install):
             self._install(effect.fetched)
         elif isinstance(effect, events.Executed):
-            witness.executed(number, effect.slot, effect.batch.raw)
+            witness.executed(self.node, effect.slot, effect.batch.raw)
+        elif isinstance(effect, events.ListEnded):
+            self.world.counts["lists-ended"] += 1
+            self._go_over_soon()
         else:
-            witness.heard(number, effect)
+            log = getattr(effect, "log", None)
+            witness.heard(self.node, effect, None if log is None else self.node_of(log))
 
     def _append(self, effect: events.Append) -> None:
         life = self._life
@@ -126,13 +134,14 @@ class CorrectReplica(Host):
         self.publish(group)
         self.handle(events.Appended(group))
         self._begin_anew()
+        self._go_over_soon()
 
     def _attest(self, payloads: tuple[bytes, ...]) -> VerifiedGroup:
-        group = self.setting.verifier.group(self.number, self.log.append(payloads))
+        group = self.verifier.group(self.number, self.log.append(payloads))
         if group is None:
             raise RuntimeError("the simulated log attested what does not verify")
         self._appending = None
-        self.setting.witness.saw_group(group)
+        self.setting.witness.saw_group(group, self.log.public_key)
         self.library.add(group)
         self.disk.say(group)
         return group
@@ -161,10 +170,49 @@ class CorrectReplica(Host):
                 self._truncate()
                 self.world.counts["milestones"] += 1
                 self.on_milestone(self)
+                self._go_over_soon()
                 if self.is_down:
                     return
 
         self._later(durable)
+
+    # Lists of members.
+
+    def _go_over_soon(self) -> None:
+        """Go on under the next list of members, once the state with which it begins is durable."""
+        if self.is_down or self.core.is_appending or self._installing is not None or self.disk.milestones:
+            return
+        if self.core.halted is None and self.core.executed == self.core.ends:
+            self._survives(self._go_over)
+
+    def _go_over(self) -> None:
+        before = self.genesis
+        snapshot = self.next_list(self._application())
+        if snapshot is not None:
+            self.world.note(f"{self.number} goes over to list {self.genesis.list_number}")
+            self.world.counts["went-over"] += 1
+            self.disk.drop_logs(before, self.genesis)
+            self._begin(snapshot)
+
+    def jump(self, genesis: Genesis) -> None:
+        """See `Host`."""
+        if self.core.is_appending or self._installing is not None or self.core.halted is not None:
+            return
+        if all(member.log_public_key != self.log.public_key for member in genesis.members):
+            self.crash()
+            self.world.counts["left-for-good"] += 1
+            return
+        self.world.note(f"{self.number} jumps to list {genesis.list_number}")
+        self.world.counts["jumps"] += 1
+        before = self.genesis
+        self._enter(genesis)
+        self._was_damaged = True  # what it leaves behind is nothing that it could begin with
+        self.kept = None
+        self.disk.kept = None
+        self.disk.milestones.clear()
+        self.leases.clear()
+        self.disk.drop_logs(before, genesis)
+        self._begin(None)
 
     def _install(self, fetched: Fetched) -> None:
         self.world.counts["transfers"] += 1
@@ -172,18 +220,28 @@ class CorrectReplica(Host):
         milestone = fetched.milestone()
 
         def make() -> None:
-            self._installing = fetched.snapshot(self._application(), self.setting.genesis.limits)
+            if fetched.header.slot == self.genesis.base and self.before is not None:
+                snapshot = fetched.snapshot(self._application(), self.before)
+                self._installing = found(snapshot, self.genesis, self.verifier.heads())
+            else:
+                self._installing = fetched.snapshot(self._application(), self.genesis)
 
         def durable() -> None:
             self.disk.milestones.clear()
             self.disk.sync()
-            self.persist(milestone)
+            self.persist(milestone, self._said_under(fetched))
             self.disk.take(self.kept, self.library)
             self._truncate()
             if self._survives(make) and not self.core.is_appending:
                 self._begin_anew()
+                self._go_over_soon()
 
         self._later(durable)
+
+    def _said_under(self, fetched: Fetched) -> Genesis:
+        """Return the list under which a state was said: the last one of a list is what the next begins with."""
+        at_base = fetched.header.slot == self.genesis.base and self.before is not None
+        return self.before if at_base and self.before is not None else self.genesis
 
     def _count_what_was_missed(self, fetched: Fetched) -> None:
         """Count an absence across several checkpoints and views at once that ends with a transfer."""
@@ -191,7 +249,7 @@ class CorrectReplica(Host):
             return
         slot, view = self._left_at
         self._left_at = None
-        genesis = self.setting.genesis
+        genesis = self.genesis
         views = sorted((state.view for state in fetched.states), reverse=True)
         checkpoints = (fetched.header.slot - slot) // genesis.limits.checkpoint_interval
         if checkpoints >= 2 and views[genesis.quorum - 1] >= view + 2:
@@ -200,7 +258,7 @@ class CorrectReplica(Host):
     def _truncate(self) -> None:
         """Let the trusted log forget what lies before the cut of the milestone that is durable."""
         if self.kept is not None:
-            low = self.kept.cut(self.setting.genesis.n)[self.number] + 1
+            low = self.kept.cut(self.genesis)[self.number] + 1
             # After damage, peers may give back a milestone older than the lost one: its log's part comes from them too.
             self._was_damaged = self._was_damaged and low < self.log.low
             self.log.truncate(low)
@@ -219,13 +277,13 @@ class CorrectReplica(Host):
         self._life += 1
         self.count_refusals()
         self.core = self.make_core(snapshot)
-        self.library = Library(self.setting.genesis.n)
+        self.library = Library(self.genesis.n)
         if self.kept is not None:
-            for log, upto in enumerate(self.kept.cut(self.setting.genesis.n)):
+            for log, upto in enumerate(self.kept.cut(self.genesis)):
                 self.library.forget(log, upto)
         self.handle(events.Tick(self.world.now, WALL_MS + self.world.now))
         stored, self.disk = self.disk, self.disk.emptied()
-        groups, noticed = stored.read(self.setting.verifier.group)
+        groups, noticed = stored.read(self.verifier.group)
         self.world.counts["damaged-groups-noticed"] += noticed
         for group in groups:
             if group.author == self.number:
@@ -275,27 +333,27 @@ class CorrectReplica(Host):
             text = f"the milestone that replica {self.number} stored is not what its header names"
             self.setting.witness.violation("state", text)
         self._begin(self._stored_snapshot())
+        self._go_over_soon()
 
     def _check_what_is_forgotten(self) -> None:
         """Note if the trusted log forgot entries of which the disk has neither the groups nor a milestone."""
         kept = self.disk.kept
-        covered = 0 if kept is None else kept.cut(self.setting.genesis.n)[self.number]
+        covered = 0 if kept is None else kept.cut(self.genesis)[self.number]
         if self.log.low > covered + 1:
             text = f"replica {self.number}'s trusted log begins at {self.log.low}, its milestone ends at {covered}"
             self.setting.witness.violation("durability", text)
 
     def is_milestone_sound(self) -> bool:
         """Say whether the disk's milestone, if there is one, is what its header and certificate name."""
-        kept, setting = self.disk.kept, self.setting
-        return kept is None or kept.snapshot(setting.genesis, KeyValue(), setting.verifier.entry) is not None
+        kept = self.disk.kept
+        return kept is None or self.stored(kept, KeyValue()) is not None
 
     def _stored_snapshot(self) -> Snapshot | None:
         """Return what the disk's milestone comes to; one that is damaged is given up."""
         self.kept = self.disk.kept
         if self.kept is None:
             return None
-        setting = self.setting
-        snapshot = self.kept.snapshot(setting.genesis, self._application(), setting.verifier.entry)
+        snapshot = self.stored(self.kept, self._application())
         if snapshot is None:
             self.world.counts["damaged-state-noticed"] += 1
             self.kept = self.disk.kept = None

@@ -14,18 +14,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from replica.core.genesis import Genesis
 from replica.sim.audience import Audience
 from replica.sim.bounds import SLOW_PATIENCES_MAX, bounds
 from replica.sim.clients import CorrectClient
 from replica.sim.disk import Damage
 from replica.sim.faulty import Cabal, FaultyReplica
 from replica.sim.host import Host
-from replica.sim.logs import Verifier, make_cluster
+from replica.sim.logs import ClientKey, Verifier, make_cluster
+from replica.sim.operator import Newcomer, Operator
 from replica.sim.oracle import Oracle
 from replica.sim.repertoire import make_strategy
 from replica.sim.replica import CorrectReplica
 from replica.sim.scenario import Scenario, draw
-from replica.sim.setting import CLIENTS_FROM, VILLAINS_FROM, Setting
+from replica.sim.setting import CLIENTS_FROM, OPERATOR, VILLAINS_FROM, Setting
 from replica.sim.slow import Slow
 from replica.sim.villains import FaultyClient
 from replica.sim.witness import Violation, Witness
@@ -57,8 +59,14 @@ class Run:
         self.scenario = scenario
         self.world = World(scenario.seed, trace=trace)
         limits = scenario.limits
+        operator = ClientKey(OPERATOR, real=scenario.real_signatures)
         genesis, logs = make_cluster(
-            scenario.f, scenario.ordering, limits, scenario.seed, real=scenario.real_signatures
+            scenario.f,
+            scenario.ordering,
+            limits,
+            scenario.seed,
+            real=scenario.real_signatures,
+            operators=(operator.public,) if scenario.changes else (),
         )
         self.is_healed = False
         self.correct = tuple(i for i in range(scenario.n) if i not in scenario.faulty)
@@ -76,6 +84,7 @@ class Run:
             milestone_intervals=scenario.milestone_intervals,
             retained=scenario.retained,
             audience=audience or Audience(),
+            real_signatures=scenario.real_signatures,
         )
         self.replicas = {i: CorrectReplica(self.setting, i, logs[i]) for i in self.correct}
         real = scenario.real_signatures
@@ -100,6 +109,10 @@ class Run:
                 self.hosts[i] = FaultyReplica(self.setting, i, logs[i], self.cabal, chosen)
             else:
                 self.hosts[i] = self.replicas[i]
+        self.operator: Operator | None = None
+        if scenario.changes:
+            calls = {"lose": self._lose, "enter": self._enter, "settled": self._settled}
+            self.operator = Operator(self.setting, operator, scenario.changes, **calls)  # type: ignore[arg-type]
 
     def play(self) -> Outcome:
         """Let it all happen."""
@@ -112,6 +125,8 @@ class Run:
         for villain in self.villains:
             villain.start()
         self._plan_faults()
+        if self.operator is not None:
+            self.operator.start()
         self.world.run(self.scenario.storm_ms)
         self._heal()
         healed = self.world.now
@@ -147,7 +162,8 @@ class Run:
 
     def _who_is_owed(self) -> list[str]:
         """Return which clients still wait for what a healed network must answer; others go on asking meanwhile."""
-        return [f"client {c.number} waits for {len(c.obliged)} answers" for c in self.clients if c.obliged]
+        waits = [f"client {c.number} waits for {len(c.obliged)} answers" for c in self.clients if c.obliged]
+        return waits + (self.operator.waits_for if self.operator is not None else [])
 
     def _what_waits(self) -> list[str]:
         """Return what must come to an end when nobody asks for more."""
@@ -156,8 +172,9 @@ class Run:
         reached = max(r.core.executed for r in sound.values())
         held = Counter(digest for r in sound.values() for digest in r.core.waiting_requests())
         # A faulty primary may ignore for ever what its client did not send to a quorum of correct replicas.
-        all_are_sound = len(sound) == self.scenario.n
-        enough = 1 if all_are_sound else self.setting.genesis.quorum
+        present = self.setting.genesis if self.operator is None or not self.operator.chain else self.operator.chain[-1]
+        all_are_sound = len(sound) == present.n
+        enough = 1 if all_are_sound else present.quorum
         owed = sum(1 for holders in held.values() if holders >= enough)
         if owed:
             waits.append(f"{owed} requests are held by {enough} correct replicas or more")
@@ -219,6 +236,42 @@ class Run:
             self.scenario.seed, tuple(self.witness.violations), self.world.trace_hash(), self.world.now, counts
         )
 
+    # Changes of the members.
+
+    def _lose(self, node: int) -> None:
+        """Let a correct replica be lost for good, as one of the f faulty ones."""
+        self.replicas.pop(node).crash()
+        self.world.counts["replicas-lost"] += 1
+
+    def _settled(self, genesis: Genesis) -> bool:
+        """Say whether all correct members of a list have the state with which it began."""
+        return all(
+            replica.genesis.list_number >= genesis.list_number and replica.core.executed >= genesis.base
+            for replica in self.replicas.values()
+        )
+
+    def _enter(self, newcomers: list[Newcomer], chain: list[Genesis]) -> None:
+        """Start who comes in, and tell the clients after a while; who is no member any more is looked at no more."""
+        for newcomer in newcomers:
+            host = CorrectReplica(self.setting, newcomer.number, newcomer.log, node=newcomer.node, chain=chain)
+            self.witness.correct |= {newcomer.node}
+            self.replicas[newcomer.node] = host
+            self.hosts[newcomer.node] = host
+            host.start()
+        keys = {member.log_public_key for member in chain[-1].members}
+        for node, host in list(self.replicas.items()):
+            if host.log.public_key not in keys:
+                del self.replicas[node]
+        nodes = [self.setting.places.get(member.log_public_key, member.number) for member in chain[-1].members]
+
+        def tell(client: CorrectClient) -> None:
+            client.adopt(chain[-1], nodes)
+            for node in nodes:
+                self.hosts[node].welcome(client.number)
+
+        for client in self.clients:
+            self.world.after(self.world.random.randint(0, 500), lambda c=client: tell(c))  # type: ignore[misc]
+
     # Faults of the network and of correct replicas.
 
     def _plan_faults(self) -> None:
@@ -275,7 +328,7 @@ class Run:
         network.stalled[source, destination] = self.world.now + chance.randint(100, 4000)
 
     def _crash(self) -> None:
-        replica = self.replicas[self.world.random.choice(self.correct)]
+        replica = self.replicas[self.world.random.choice(list(self.replicas))]
         replica.crash()
         self.world.after(self.world.random.randint(10, 1500), replica.restart)
 
@@ -289,7 +342,7 @@ class Run:
     def _absence(self, damage: Damage) -> None:
         """Let a replica be away for several checkpoints, and come back with a disk that suffered."""
         chance = self.world.random
-        replica = self.replicas[chance.choice([i for i in self.correct if i != self.scenario.rolled_back])]
+        replica = self.replicas[chance.choice([i for i in self.replicas if i != self.scenario.rolled_back])]
         if damage is Damage.BATCHES:
             replica.on_milestone = self._leave_with_batches
         else:

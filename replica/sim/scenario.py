@@ -9,9 +9,11 @@ from replica.core.genesis import Limits, Ordering
 from replica.sim.clients import Habits
 from replica.sim.cutlies import CUT_KINDS, UNCLOSED, FalseCuts
 from replica.sim.disk import Damage
+from replica.sim.forgers import ForgedList
 from replica.sim.hiding import HiddenView
 from replica.sim.lies import REFERENCE_KINDS
 from replica.sim.mutations import MUTATIONS
+from replica.sim.operator import Change
 from replica.sim.poison import FalseHeads, FalseHeld, FalseOffers, FalseParts, ForgedState
 from replica.sim.repertoire import DRAWN, draw_late, draw_strategies
 from replica.sim.rulebreakers import AT_CHANGES, BY_PROPOSERS, LIES
@@ -19,6 +21,9 @@ from replica.sim.world import Weather
 
 REAL_SIGNATURES_EVERY = 100
 LIVENESS_MS = 300_000
+# Seeds from here on are about changes of the members.
+MEMBERS_FROM = 1_000_000
+FORGED_SHARE = 0.3
 # Of so many seeds one is about one strategy, one about coming back, one about one malformed field, and one, every other
 # turn, about a rule.
 FOCUS_EVERY = 4
@@ -52,7 +57,7 @@ class Scenario:
     damages: for each time that a correct replica is away for long, what happens to its disk meanwhile.
     power_cuts: how many times all correct replicas crash at once.
     rolled_back: a replica whose disk and trusted state are replaced by an older copy: then one of the f faulty ones.
-    milestone_intervals, retained: see `Setting`.
+    milestone_intervals, retained: see `Setting`. changes: of the members, see `replica.sim.operator`.
     """
 
     seed: int
@@ -81,6 +86,7 @@ class Scenario:
     faulty_clients: int
     habits: Habits
     goes_on_ms: int = 0
+    changes: tuple[Change, ...] = ()
 
     @property
     def n(self) -> int:
@@ -89,7 +95,43 @@ class Scenario:
 
 
 def draw(seed: int) -> Scenario:
-    """Draw a scenario."""
+    """Draw a scenario; from MEMBERS_FROM on its members change."""
+    drawn = _draw(seed)
+    return replace(drawn, **_changes(drawn)) if seed >= MEMBERS_FROM else drawn
+
+
+def _changes(drawn: Scenario) -> dict[str, Any]:
+    """Let members change in a run: what is lost counts as one of the f, and each list has its own f."""
+    chance = random.Random(f"members {drawn.seed}")  # noqa: S311 - reproducible on purpose
+    changes: list[Change] = []
+    f, at = drawn.f, 0
+    faulty = set(drawn.faulty)
+    for _ in range(chance.choice((1, 1, 2, 3))):
+        at += chance.randint(100, 3000)
+        lost = [i for i in range(2 * f + 1) if i not in faulty]
+        kinds = ["replace", "replace"]
+        kinds += ["add"] if f < 3 else []
+        kinds += ["remove"] if f > 1 and sum(i < 2 * f - 1 for i in faulty) < f else []
+        kind = chance.choice(kinds)
+        if kind == "replace" and len(faulty) < f and chance.random() < 0.7:
+            changes.append(Change(kind, at, chance.choice(lost), lost=True))
+        elif kind == "replace":
+            number = chance.choice(sorted(faulty)) if faulty and chance.random() < 0.8 else chance.choice(lost)
+            changes.append(Change(kind, at, number))
+            faulty.discard(number)
+        else:
+            f += 1 if kind == "add" else -1
+            faulty = {i for i in faulty if i <= 2 * f}
+            changes.append(Change(kind, at))
+    forged = [chance.random() < FORGED_SHARE for _ in drawn.strategies]
+    strategies = tuple(
+        (*chosen, ForgedList.name) if forges else chosen
+        for chosen, forges in zip(drawn.strategies, forged, strict=True)
+    )
+    return {"changes": tuple(changes), "rolled_back": None, "strategies": strategies}
+
+
+def _draw(seed: int) -> Scenario:
     chance = random.Random(f"scenario {seed}")  # noqa: S311 - reproducible on purpose
     f = chance.choice((1, 1, 1, 2, 2, 3))
     n = 2 * f + 1

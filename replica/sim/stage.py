@@ -76,7 +76,7 @@ class Hide(Strategy):
         """See `Strategy`."""
         if not isinstance(message, GroupMessage):
             return 0
-        group = self.host.setting.verifier.group(message.log, message.raw)
+        group = self.host.verifier.group(message.log, message.raw)
         if group is None or not self._rule(to, group):
             return 0
         self.did()

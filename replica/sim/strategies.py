@@ -6,7 +6,16 @@ are in `replica.sim.lies`.
 
 from typing import TYPE_CHECKING, ClassVar
 
-from replica.core.envelope import Open, OpenReply, Result, SessionId, Status, encode_open_reply, encode_operations_reply
+from replica.core.envelope import (
+    Administer,
+    Open,
+    OpenReply,
+    Result,
+    SessionId,
+    Status,
+    encode_open_reply,
+    encode_operations_reply,
+)
 from replica.core.layout import LayoutError
 from replica.core.snapshot import PartWanted, Source
 from replica.sim.messages import AskCheckpoint, AskPart, FetchMessage, GroupMessage, Reply, Report, Request
@@ -231,6 +240,8 @@ class EqualLies(Strategy):
         content = envelope.content
         if isinstance(content, Open):
             forged = encode_open_reply(OpenReply(content.nonce, Status.OK, SessionId(1, 0)))
+        elif isinstance(content, Administer):
+            return
         else:
             results = [Result(Status.OK, 1, b"\x01forged") for _ in content.operations]
             forged = encode_operations_reply(content.session, content.first, results)

@@ -7,6 +7,7 @@ from replica.core.envelope import (
     Open,
     OpenReply,
     Operations,
+    OperationsReply,
     SessionId,
     Status,
     decode_reply,
@@ -69,7 +70,7 @@ class FaultyClient:
         if isinstance(reply, OpenReply):
             if reply.status is Status.OK and self._session is None:
                 self._session = reply.session
-        else:
+        elif isinstance(reply, OperationsReply):
             self._executed = max(self._executed, *(result.slot for result in reply.results))
             if any(result.status is Status.EXPIRED for result in reply.results):
                 self._session = None

@@ -88,7 +88,7 @@ class Witness:
         self._digests: dict[tuple[str, int], tuple[int, bytes]] = {}  # of what, slot -> (replica, digest)
         self._applied: dict[int, dict[int, list[tuple[bytes, bytes]]]] = {}  # replica -> slot -> (client, operation)
         self._acknowledged: list[tuple[bytes, bytes, int, int, bytes]] = []
-        self._indexes: dict[tuple[int, int], bytes] = {}  # (log, index) -> digest of its payload
+        self._indexes: dict[tuple[bytes, int, int], bytes] = {}  # (key, log, index) -> digest of its payload
         self._seen: set[bytes] = set()
         self._openings: set[tuple[int, int]] = set()
         self._excused: set[int] = set()
@@ -136,8 +136,8 @@ class Witness:
         if known != digest:
             self.violation("state", f"replicas {first} and {replica} have different states after slot {slot}")
 
-    def heard(self, replica: int, effect: events.Effect) -> None:
-        """Take in any other effect of a correct replica's core."""
+    def heard(self, replica: int, effect: events.Effect, accused: int | None = None) -> None:
+        """Take in any other effect of a correct replica's core; accused: the node of the log that it names."""
         if isinstance(effect, events.Stable):
             self.counts["stable"] += 1
             self.state_digest(replica, effect.slot, effect.digest, "checkpoint")
@@ -148,12 +148,14 @@ class Witness:
             self._openings.add((effect.view, effect.top - effect.base))
         elif isinstance(effect, events.Exposed):
             self.counts[f"exposed-{effect.violation.rule}"] += 1
-            self._accuse(replica, effect.log, f"exposed ({effect.violation.rule}: {effect.violation.text})")
+            self._accuse(
+                replica, _either(accused, effect.log), f"exposed ({effect.violation.rule}: {effect.violation.text})"
+            )
         elif isinstance(effect, events.Lied):
             self.counts["lies"] += 1
-            self._accuse(replica, effect.log, f"called a liar ({effect.text})")
+            self._accuse(replica, _either(accused, effect.log), f"called a liar ({effect.text})")
         elif isinstance(effect, events.Forked):
-            self._accuse(replica, effect.log, "called forked")
+            self._accuse(replica, _either(accused, effect.log), "called forked")
             self.violation("forked", f"replica {replica} noticed that log {effect.log} is forked at {effect.index}")
         elif isinstance(effect, events.Halt):
             if replica in self._excused and "rolled back" in effect.reason:
@@ -192,8 +194,8 @@ class Witness:
 
     # Logs.
 
-    def saw_group(self, group: VerifiedGroup) -> None:
-        """Take in a group whose attestation is valid."""
+    def saw_group(self, group: VerifiedGroup, key: bytes = b"") -> None:
+        """Take in a group whose attestation is valid; key: its log's, if other logs had its author's number."""
         mark = group.head_before + group.head_after
         if mark in self._seen:
             return
@@ -201,7 +203,7 @@ class Witness:
         self.counts["groups"] += 1
         for index, payload in enumerate(group.payloads, group.first):
             digest = hashlib.sha256(payload).digest()
-            if self._indexes.setdefault((group.author, index), digest) != digest:
+            if self._indexes.setdefault((key, group.author, index), digest) != digest:
                 self.violation("log-conflict", f"log {group.author} has two values at index {index}")
 
     # Clients.
@@ -244,3 +246,7 @@ class Witness:
                     "durability",
                     f"a client was told that {operation!r} gave {value!r} (status {status}) at slot {slot}; it did not",
                 )
+
+
+def _either(node: int | None, log: int) -> int:
+    return log if node is None else node

@@ -123,7 +123,7 @@ class FakeFleet:
 
     def __init__(self, directory: Path, cluster: ClusterFile):
         self.directory, self.cluster = directory, cluster
-        self.executor = Executor(KeyValue(), cluster.genesis.limits)
+        self.executor = Executor(KeyValue(), cluster.genesis)
         self.view = 0
         self.executed = 0
         self.replicas = [FakeReplica(self, place.number) for place in cluster.replicas]

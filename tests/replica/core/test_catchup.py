@@ -309,7 +309,7 @@ def test_the_state_is_installed_when_all_of_it_is_here_and_only_then():
     effects = serve(core, parts(core.handle(offer(0))), truth)
     assert [type(effect) for effect in effects] == [Install]
     assert core.transfer is None
-    snapshot = effects[0].fetched.snapshot(KeyValue(), GENESIS.limits)
+    snapshot = effects[0].fetched.snapshot(KeyValue(), GENESIS)
     assert snapshot.executor.roots() == (truth.header.application, truth.header.table)
     check_certificate(snapshot.certificate, snapshot.header, GENESIS, lambda *_: True)
     assert core.handle(offer(1)) == [], "this core's time is over"
@@ -328,7 +328,7 @@ def test_what_was_installed_goes_on_like_the_one_it_came_from(what: str, orderin
     asked = parts(core.handle(CheckpointOffered(1, truth.header, truth.certificate)))
     (install,) = serve(core, asked, truth)
     outcome = []
-    for snapshot in (install.fetched.snapshot(KeyValue(), GENESIS.limits), snapshot_of(run.genesis, saved[:count])):
+    for snapshot in (install.fetched.snapshot(KeyValue(), GENESIS), snapshot_of(run.genesis, saved[:count])):
         new = make_core(run.genesis, 2, KeyValue(), live=False, snapshot=snapshot, milestones=EVERY_CHECKPOINT)
         rest = [group for group in all_groups(run) if group.first > truth.header.cut[group.author]]
         effects = [effect for group in rest for effect in new.handle(GroupReceived(group))]

@@ -34,7 +34,7 @@ class Executing:
         self.own: dict[int, bytes] = {}
         self.cut = AgreedCut(initial_states(5), heads(G))
         self.checkpoints = Checkpoints(G, MilestoneRule(**rule), self.cut, self.own)
-        self.executor = Executor(KeyValue(), G.limits)
+        self.executor = Executor(KeyValue(), G)
         self.logs = [FakeLog(author) for author in range(5)]
         self.headers: dict[int, Header] = {}
         self.envelopes: list[Envelope] = []  # of the next batch

@@ -48,7 +48,7 @@ class World:
     """One executor and clients with open sessions; every call is the next slot."""
 
     def __init__(self, application: object | None = None, genesis: Genesis = G, clients: int = 1) -> None:
-        self.executor = Executor(application or KeyValue(), genesis.limits)  # type: ignore[arg-type]
+        self.executor = Executor(application or KeyValue(), genesis)  # type: ignore[arg-type]
         self.genesis = genesis
         self.clients = [FakeClient(genesis, 100 + i) for i in range(clients)]
         self.raw = self.run(*(client.open(void_after=8) for client in self.clients))

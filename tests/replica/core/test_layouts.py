@@ -231,7 +231,7 @@ def test_envelopes_of_another_cluster_version_or_kind_say_so():
     for changed, words in (
         (b"trustlog/requesT" + raw[16:], "version"),
         (raw[:16] + b"\2" + raw[17:], "version"),
-        (raw[:17] + b"\3" + raw[18:], "unknown kind"),
+        (raw[:17] + b"\4" + raw[18:], "unknown kind"),
         (raw[:18] + bytes(32) + raw[50:], "for cluster 0000000000000000"),
         (bytes(LIMITS.envelope_bytes_max + 1), "the limit is"),
     ):

@@ -42,7 +42,7 @@ def commit(*slots: int) -> list[Entry]:
 
 
 def digest_after(slot: int) -> bytes:
-    executor = Executor(object(), G.limits)  # type: ignore[arg-type]
+    executor = Executor(object(), G)  # type: ignore[arg-type]
     for number in range(1, slot + 1):
         executor.execute(number, BATCHES[number])
     return header_at_zero(G, executor).digest

@@ -94,13 +94,13 @@ def through_records(original: Executor) -> Executor:
     """What a replica makes of the stored or transferred pairs; in another order, which must not matter."""
     state, records = original.state, original.table.records
     copies = [BucketedMap(reversed(list(source.scan()))) for source in (state, records)]
-    return Executor.restored(Sized(), LIMITS, original.slot, original.time_ms, *copies)
+    return Executor.restored(Sized(), GENESIS, original.slot, original.time_ms, *copies)
 
 
 def lockstep(course: list, cut: int) -> None:
     """Execute, restore a copy after `cut` batches, and go on with both."""
     sequence = Course()
-    original = Executor(Sized(), LIMITS)
+    original = Executor(Sized(), GENESIS)
     original.execute(1, sequence.openings())
     copy: Executor | None = None
     for slot, actions in enumerate(course, 2):
@@ -253,7 +253,7 @@ def test_the_largest_record_is_within_its_bound(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_record_map_is_the_table_after_a_root():
-    executor = Executor(Sized(), LIMITS)
+    executor = Executor(Sized(), GENESIS)
     envelope = CLIENTS[0].open(bytes(16), 5)
     executor.execute(1, make_batch(0, (), [envelope]))
     root = executor.roots()[1]

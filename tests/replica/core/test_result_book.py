@@ -36,7 +36,7 @@ def fill(kept: ResultBook, slots: range, client: FakeClient, executor: Executor)
 
 def prepared() -> tuple[FakeClient, Executor]:
     client = FakeClient(GENESIS)
-    executor = Executor(make_core(GENESIS, 0).executor._application, GENESIS.limits)
+    executor = Executor(make_core(GENESIS, 0).executor._application, GENESIS)
     executor.execute(1, make_batch(0, (), [client.open()]))
     client.session = replace(client.session, slot=1)
     return client, executor

@@ -160,7 +160,7 @@ def test_no_receipt_of_what_was_not_executed_so():
 def test_a_number_used_twice_in_one_slot_gives_no_receipt_to_the_second_operation():
     """A faulty client signs two envelopes with one number; the second is answered with the first one's result."""
     client = FakeClient(GENESIS)
-    executor = Executor(make_core(GENESIS, 0).executor._application, GENESIS.limits)
+    executor = Executor(make_core(GENESIS, 0).executor._application, GENESIS)
     executor.execute(1, make_batch(0, (), [client.open()]))
     client.session = replace(client.session, slot=1)
     one = client.operations(kv.incr(b"n", 1), first=1)
@@ -179,7 +179,7 @@ def test_leaves_are_of_what_was_executed_only():
     limits = replace(GENESIS.limits, session_window=4, envelope_operations_max=4)
     genesis = replace(GENESIS, limits=limits)
     client = FakeClient(genesis)
-    executor = Executor(make_core(genesis, 0).executor._application, limits)
+    executor = Executor(make_core(genesis, 0).executor._application, genesis)
     opening = make_batch(0, (), [client.open()])
     assert isinstance(opening.envelopes[0].content, Open)
     assert leaves_of(1, opening.envelopes, [r.raw for r in executor.execute(1, opening)], limits) == []

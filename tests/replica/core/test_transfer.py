@@ -51,7 +51,7 @@ class Fetching:
 
     def __init__(self, *sources: int, mine: Executor | None = None, count: int = 1) -> None:
         self.truth = state_of(count)
-        mine = mine or Executor(KeyValue(), GENESIS.limits)
+        mine = mine or Executor(KeyValue(), GENESIS)
         self.transfer = Transfer(self.truth.header, b"certificate", GENESIS, mine)
         for source in sources:
             self.transfer.add_source(source)
@@ -93,7 +93,7 @@ class Fetching:
                 self.honestly(question)
             if not answered:
                 self.due(PART_DEADLINE_MS)
-        snapshot = self.transfer.fetched().snapshot(KeyValue(), GENESIS.limits)
+        snapshot = self.transfer.fetched().snapshot(KeyValue(), GENESIS)
         self.check(snapshot)
         return snapshot
 
@@ -353,7 +353,7 @@ def among_liars(seed: int) -> tuple[Fetching, int]:
     fetching, poisoned = Fetching(*rng.sample(range(4), 4)), 0
     for _ in range(3000):
         if fetching.transfer.is_complete:
-            fetching.check(fetching.transfer.fetched().snapshot(KeyValue(), GENESIS.limits))
+            fetching.check(fetching.transfer.fetched().snapshot(KeyValue(), GENESIS))
             return fetching, poisoned
         fetching.due(rng.choice([0, 0, 100, 1000]))
         for peer in range(1, 4):

@@ -189,7 +189,7 @@ def snapshot_of(genesis: Genesis, until: list[Milestone]) -> Snapshot:
     last = until[-1]
     header = decode_header(last.header, genesis.n)
     state, records = (BucketedMap(content.items()) for content in maps)
-    executor = Executor.restored(KeyValue(), genesis.limits, header.slot, header.time_ms, state, records)
+    executor = Executor.restored(KeyValue(), genesis, header.slot, header.time_ms, state, records)
     return Snapshot(
         header,
         last.certificate,

@@ -9,7 +9,6 @@ from replica.apps import kv, kv_groups
 from replica.core.batch import make_batch
 from replica.core.envelope import Envelope, Open, Operations
 from replica.core.execution import Executor
-from replica.core.genesis import Limits
 from replica.core.layout import LayoutError
 from replica.shell.changes import (
     HISTORY_SLOTS_MAX,
@@ -34,6 +33,7 @@ from replica.wire.changes import (
     parse_position,
 )
 from replica.wire.messages import Changes, Watch, WatchAck, WatchEnded, decode_message, encode_frame
+from tests.replica.core.support import make_genesis
 from tests.support.waiting import on_loop, until
 
 KEY = b"\x04" + bytes(64)
@@ -44,7 +44,7 @@ class World:
 
     def __init__(self, application=None):
         self.recorder = Recorder(application or kv.KeyValue())
-        self.executor = Executor(self.recorder, Limits())
+        self.executor = Executor(self.recorder, make_genesis())
         self.history = History()
         (opened,) = self.executor.execute(1, make_batch(0, (), [Envelope(b"", KEY, Open(bytes(16), 1))]))
         self.history.add(1, self.recorder.take())

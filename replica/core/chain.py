@@ -1,0 +1,108 @@
+r"""The chain of member lists: how today's members are learnt from those one knows (design section 4.4).
+
+A link shows that list g ended and what follows it: the last checkpoint of list g, which q of *its* logs attested, and
+the next list, whose digest stands in that checkpoint's header. Whoever knows list g verifies the link, and then knows
+list g + 1: a replica that was long away, a client, or who verifies something years later. Links are kept for ever.
+
+    16  tag "trustlog/link\0\0\0"
+    u32 length, header of the checkpoint of the last slot    u32 length, its certificate (`replica.core.checkpoint`)
+    u32 length, the next list of members (`replica.core.members`)
+
+A list of members begins with the state after that checkpoint (`found`). Every log that stays is read from the agreed
+cut on, and what it said there under the old list is skipped without a look, until it joins with CHECKPOINT of that
+slot; a replica that is late, or whose log is new, joins with a later one. So no reader depends on how far another had
+read the old list, and nothing that was said under it counts above its last slot.
+"""
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from replica.core.checkpoint import Header, VerifyProof, check_certificate, decode_header, state_digest
+from replica.core.genesis import Genesis
+from replica.core.layout import LayoutError, Reader
+from replica.core.logstate import founding_states
+from replica.core.members import MemberList, decode_members
+from replica.core.proof import PROOF_BYTES_MAX
+from replica.core.quorum import FAULTS_MAX, replica_count
+from replica.core.snapshot import Snapshot
+
+LINK_TAG = b"trustlog/link\0\0\0"
+HEADER_BYTES_MAX = 4096
+CERTIFICATE_BYTES_MAX = 2 + replica_count(FAULTS_MAX) * (6 + PROOF_BYTES_MAX)
+LIST_BYTES_MAX = 128 * 1024
+LINK_BYTES_MAX = 28 + HEADER_BYTES_MAX + CERTIFICATE_BYTES_MAX + LIST_BYTES_MAX
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One link, as bytes of the documented parts."""
+
+    header: bytes
+    certificate: bytes
+    members: bytes
+
+    def encode(self) -> bytes:
+        """Return the documented layout."""
+        parts = [LINK_TAG]
+        for part in (self.header, self.certificate, self.members):
+            parts += [struct.pack(">I", len(part)), part]
+        return b"".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Proven:
+    """What a verified link shows: how the list before ended, and what is agreed under the next one."""
+
+    header: Header
+    members: MemberList
+    genesis: Genesis
+
+
+def decode_link(raw: bytes) -> Link:
+    """Take a link apart, nothing is verified here; LayoutError if it is not laid out as documented."""
+    if len(raw) > LINK_BYTES_MAX:
+        raise LayoutError(f"a link of {len(raw)} bytes, the limit is {LINK_BYTES_MAX}")
+    reader = Reader(raw)
+    if reader.take(len(LINK_TAG)) != LINK_TAG:
+        raise LayoutError("not a link of a chain of member lists")
+    sizes = (HEADER_BYTES_MAX, CERTIFICATE_BYTES_MAX, LIST_BYTES_MAX)
+    link = Link(*(reader.block(size) for size in sizes))
+    reader.finish()
+    return link
+
+
+def check_link(link: Link, before: Genesis, verify: VerifyProof) -> Proven:
+    """Return what `link` shows to whoever knows `before`; LayoutError unless it follows that list.
+
+    verify: whether a log of `before` attested an entry.
+    """
+    header = decode_header(link.header, before.n)
+    check_certificate(link.certificate, header, before, verify)
+    if hashlib.sha256(link.members).digest() != header.members:
+        raise LayoutError("the list of members is not the one that the checkpoint names")
+    members = decode_members(link.members)
+    if members.number != before.list_number + 1 or members.after != header.slot:
+        raise LayoutError(f"list {members.number} after slot {members.after} does not follow list {before.list_number}")
+    try:
+        return Proven(header, members, members.genesis(before))
+    except ValueError as error:
+        raise LayoutError(f"list {members.number}: {error}") from error
+
+
+def found(snapshot: Snapshot, genesis: Genesis, heads: Sequence[bytes]) -> Snapshot:
+    """Return the state with which the list of `genesis` begins, from the last one of the list before.
+
+    heads: of every log of the new list before its first entry. LayoutError if that state is not what it begins with.
+    """
+    header, membership = snapshot.header, snapshot.executor.membership
+    if header.slot != genesis.base or membership.number != genesis.list_number:
+        raise LayoutError(f"the state after slot {header.slot} is not what list {genesis.list_number} begins with")
+    stays = [member.since < genesis.list_number for member in genesis.members]
+    cut = tuple(header.cut[i] if staying else 0 for i, staying in enumerate(stays))
+    at = tuple(header.heads[i] if staying else heads[i] for i, staying in enumerate(stays))
+    states = tuple(founding_states(cut, genesis.base))
+    digests = tuple(state_digest(state.encode()) for state in states)
+    founding = replace(header, cut=cut, heads=at, logs=digests, list_number=genesis.list_number)
+    return Snapshot(founding, snapshot.certificate, states, (), snapshot.executor, founded=snapshot.header.digest)

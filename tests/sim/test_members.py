@@ -1,0 +1,29 @@
+"""Runs in which the members change: replaced, lost and replaced, two more, two less, up to three times."""
+
+import pytest
+
+from replica.sim.run import run_seed
+from replica.sim.scenario import MEMBERS_FROM, draw
+
+SEEDS = range(MEMBERS_FROM, MEMBERS_FROM + 60)
+
+
+@pytest.mark.parametrize("part", range(6))
+def test_members_change_and_nothing_else_does(part):
+    for seed in SEEDS[part::6]:
+        outcome = run_seed(seed)
+        assert not outcome.violations, f"trustlog-replica sim --seed {seed}: {outcome.violations}"
+        done = sum(outcome.counts[f"change-{kind}"] for kind in ("replace", "add", "remove"))
+        assert done == len(draw(seed).changes) > 0
+        assert outcome.counts["went-over"] > 0
+
+
+def test_every_kind_of_change_is_drawn():
+    changes = [change for seed in SEEDS for change in draw(seed).changes]
+    assert {change.kind for change in changes} == {"replace", "add", "remove"}
+    assert {change.lost for change in changes if change.kind == "replace"} == {True, False}
+    assert any("forged-list" in chosen for seed in SEEDS for chosen in draw(seed).strategies)
+
+
+def test_other_seeds_are_about_other_things():
+    assert not any(draw(seed).changes for seed in range(200))
