@@ -28,6 +28,10 @@ REQUEST_BYTES_PER_CLIENT_MAX = 16 * MIB
 # An own batch holds no more operations than this, or one envelope: a batch is executed whole, and whoever comes next
 # waits for that. The agreed limits alone would allow hundreds of thousands of small operations, seconds of work.
 BATCH_OPERATIONS_MAX = 2048
+# While what was proposed and is not executed comes to so many units or more, nothing more is taken: whoever comes next
+# waits for all of that, whatever its turn. It takes a few hundred operations under way to keep a cluster busy; 4,096
+# KiB is one full batch at the usual limits.
+UNDER_WAY_MAX = 4096
 # Entries of the heap that stand for nothing any more, beyond as many as stand for something, before it is made anew.
 STALE_MAX = 64
 # How long a backup waits before it hands a request to the primary for the second time.
@@ -86,6 +90,7 @@ class RequestQueue:
         self._unproposed: dict[bytes, dict[bytes, Waiting]] = {}  # client -> digest -> request
         self._turns: dict[bytes, Turn] = {}  # of the clients in _unproposed
         self._line: list[tuple[int, int, bytes]] = []  # heap: due round, place, client; stale unless as in _turns
+        self._under_way = 0  # what is proposed costs so much
         self._round = 0
         self._places = 0
         self._by_client: dict[bytes, dict[bytes, Waiting]] = {}  # as above, those proposed included
@@ -132,8 +137,10 @@ class RequestQueue:
         return self._by_client.get(client, {}).values()
 
     def take_batch(self) -> list[Envelope]:
-        """Take requests for one batch, one client's after another's, within the limits of a batch."""
+        """Take requests for one batch, one client's after another's, within the limits; none if enough is under way."""
         taken: list[Envelope] = []
+        if self._under_way >= UNDER_WAY_MAX:
+            return taken
         room = self._limits.batch_bytes_max - BATCH_OVERHEAD_MAX
         operations = 0
         while len(taken) < self._limits.batch_envelopes_max and (waiting := self._next_due()) is not None:
@@ -144,6 +151,7 @@ class RequestQueue:
                 break
             room -= size
             waiting.proposed = True
+            self._under_way += cost_of(envelope)
             taken.append(envelope)
             self._round = self._turns[envelope.client].due_round
             heapq.heappop(self._line)
@@ -218,6 +226,7 @@ class RequestQueue:
         self._unproposed.clear()
         self._turns.clear()
         self._line.clear()
+        self._under_way = 0
         for waiting in self._waiting.values():
             waiting.proposed = False
             waiting.relay_at_ms = 0
@@ -227,8 +236,9 @@ class RequestQueue:
             waiting.work_before = self.work
         for envelope in carried:
             waiting_too = self._waiting.get(envelope.digest())
-            if waiting_too is not None:
+            if waiting_too is not None and not waiting_too.proposed:
                 waiting_too.proposed = True
+                self._under_way += cost_of(envelope)
         for waiting in self._waiting.values():
             if not waiting.proposed:
                 self._line_up(waiting)
@@ -238,6 +248,8 @@ class RequestQueue:
         if waiting is None:
             return None
         self._withdraw(waiting)
+        if waiting.proposed:
+            self._under_way -= cost_of(waiting.envelope)
         size = len(waiting.envelope.raw)
         self._bytes -= size
         client = waiting.envelope.client

@@ -33,6 +33,7 @@ def empty(queue: RequestQueue) -> bool:
         len(queue)
         or queue._unproposed
         or queue._turns
+        or queue._under_way
         or queue._by_client
         or queue._client_bytes
         or queue._bytes
@@ -115,6 +116,28 @@ def test_a_batch_holds_few_enough_operations_or_one_envelope(monkeypatch: pytest
     for envelope in (*large(100, 3, 8), *large(101, 1, 30), *envelopes(102, 1)):
         queue.add(envelope, 0)
     assert [owners(queue.take_batch()) for _ in range(4)] == [[102, 100, 100], [100], [101], []]
+
+
+def test_no_more_is_taken_while_enough_is_under_way(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "UNDER_WAY_MAX", 10)
+    queue = RequestQueue(Limits(batch_envelopes_max=1))
+    flood = large(100, 4, 8)
+    for envelope in flood:
+        queue.add(envelope, 0)
+    assert [queue.take_batch() for _ in range(3)] == [[flood[0]], [flood[1]], []]
+    quiet = envelopes(101, 1)[0]
+    queue.add(quiet, 0)
+    queue.executed(flood[0])
+    assert [queue.take_batch() for _ in range(3)] == [[quiet], [flood[2]], []], (
+        "whoever came meanwhile waits for its turn only"
+    )
+    queue.begin_view([flood[1], flood[2]])
+    assert queue.take_batch() == []
+    queue.executed(flood[2])
+    assert queue.take_batch() == [quiet]
+    for envelope in (*flood, quiet):
+        queue.executed(envelope)
+    assert empty(queue)
 
 
 def test_the_line_stays_as_short_as_what_waits():
@@ -278,6 +301,7 @@ def test_nothing_leaks_in_any_order_of_events(steps: list[tuple[str, int]]):
         assert sum(map(len, queue._unproposed.values())) == sum(not w.proposed for w in queue)
         assert all(queue._unproposed.values())
         assert queue._turns.keys() == queue._unproposed.keys()
+        assert queue._under_way == sum(cost_of(w.envelope) for w in queue if w.proposed)
     for envelope in pool:
         queue.executed(envelope)
     assert empty(queue)
