@@ -23,8 +23,9 @@ from client.queries import ReplicaStatus, StaleAnswer, number_in
 from client.store import SCAN_PAGE, Bytes, KeyValueCalls, refusal, to_bytes
 from client.watch import Position, Watch
 from replica.apps import kv
-from replica.cluster.clusterfile import ClusterFile, load_any_cluster_file
+from replica.cluster.clusterfile import ClusterFile
 from replica.cluster.keys import ClientKey, load_client_key
+from replica.cluster.memberlists import load_any_present_cluster
 from replica.cluster.pbft import NO_LOGS
 from replica.core.envelope import Result, Status
 from trustlog.receipts import Outcome, Receipt
@@ -41,7 +42,7 @@ _Value = TypeVar("_Value")
 def load_cluster(directory: Path | str) -> tuple[ClusterFile, ClientKey]:
     """Read cluster.toml in `directory` and the client key in its folder "client"."""
     place = Path(directory)
-    return load_any_cluster_file(place), load_client_key(place / CLIENT_FOLDER)
+    return load_any_present_cluster(place), load_client_key(place / CLIENT_FOLDER)
 
 
 class Client(KeyValueCalls):

@@ -49,15 +49,15 @@ _U32_MAX, _U64_MAX = 2**32 - 1, 2**64 - 1
 
 @dataclass(frozen=True, slots=True)
 class Members:
-    """The verifier's own word on a cluster: every member's log by number, how many must agree (f+1), the context.
+    """The verifier's own word on a cluster: every member's log by number, how many must agree (f+1), the contexts.
 
-    cluster_id, context: 32 bytes; the context is what every statement of the cluster carries.
+    cluster_id: 32 bytes. contexts: per member, the 32 bytes that every statement of its log carries.
     """
 
     identities: tuple[LogIdentity, ...]
     quorum: int
     cluster_id: bytes
-    context: bytes
+    contexts: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +185,7 @@ def verify_entry(members: Members, entry: Entry, payload: bytes) -> None:
         raise VerificationError("wrong-payload", f"replica {entry.member}: its entry is not the RESULT of this receipt")
     identity = members.identities[entry.member]
     try:
-        verify_append(identity, entry.attestation, entry.digests, context=members.context)
+        verify_append(identity, entry.attestation, entry.digests, context=members.contexts[entry.member])
     except VerificationError as error:
         raise VerificationError(error.reason, f"replica {entry.member}: {error}") from error
 

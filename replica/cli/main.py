@@ -1,6 +1,7 @@
 """`trustlog-replica`: makes clusters and runs replicas, under the contract of `trustlog.cli.contract`.
 
 provisioning.py   init, keygen, client-key, assemble
+member.py         member list, replace, add, remove
 running.py        run, dev (with dev.py), close
 settings.py       config check, and settings as options
 status.py         status, health; probe.py: probe, of a container's HTTP port or log
@@ -23,6 +24,7 @@ from replica.cli.debug import debug_commands
 from replica.cli.doctor import doctor_command
 from replica.cli.evidence import evidence_commands
 from replica.cli.inspect import inspect_command
+from replica.cli.member import member_commands
 from replica.cli.options import PROGRAM
 from replica.cli.probe import probe_command
 from replica.cli.provisioning import assemble_command, client_key_command, init_command, keygen_command
@@ -77,6 +79,7 @@ for _command in (
     inspect_command,
     evidence_commands,
     probe_command,
+    member_commands,
     lab_commands,
     sim_command,
 ):

@@ -13,8 +13,9 @@ from rich.live import Live
 from rich.text import Text
 
 from replica.cli.options import FOLDER
-from replica.cluster.clusterfile import CLUSTER_FILE_NAME, ClusterFile, load_any_cluster_file
+from replica.cluster.clusterfile import CLUSTER_FILE_NAME, ClusterFile
 from replica.cluster.home import SETTINGS_NAME, load_any_home
+from replica.cluster.memberlists import load_any_present_cluster
 from replica.operations.asking import DEADLINE_S, DEADLINE_S_MAX, Answer, Outcome, ask_all
 from replica.operations.health import check_health
 from replica.operations.reports import doubts, median_ms, text
@@ -120,7 +121,7 @@ def cluster_at(place: Path) -> ClusterFile:
     """Return the cluster of a replica's folder, or of a directory or file that holds a cluster.toml."""
     if (place / SETTINGS_NAME).exists() and not (place / CLUSTER_FILE_NAME).exists():
         return load_any_home(place).cluster
-    return load_any_cluster_file(place)
+    return load_any_present_cluster(place)
 
 
 def _exit(cluster: ClusterFile, answers: Sequence[Answer]) -> Exit:

@@ -6,6 +6,7 @@
     [genesis.limits]         every field of Limits
     [[genesis.members]]      number, log_kind ("software", "process" or "tpm"), log_public_key (hex, 65 bytes)
                              and for a TPM's log log_pins (hex, 75 bytes: what its enrolment pinned)
+    operators                optional: public keys (hex, 65 bytes) of those who may change the members later
     With ordering = "pbft" (a baseline without trusted logs, see replica.cluster.pbft) there are 3f+1 members, each with
     number and signing_public_key (hex, 65 bytes); only `load_any_cluster_file` reads that.
     [appraisal]              optional: what replicas demand of each other's evidence, an appraisal policy (see
@@ -30,7 +31,7 @@ from replica.cluster.keys import certificate_der, certificate_pem, certificate_p
 from replica.cluster.pbft import FAULTS_MAX as PBFT_FAULTS_MAX
 from replica.cluster.pbft import NO_LOGS, PBFT, PbftGenesis, pbft_member
 from replica.cluster.strict_toml import ConfigError, Table, parse_toml, printable, read_bounded
-from replica.core.genesis import NONCE_SIZE, PUBLIC_KEY_SIZE, Genesis, Limits, Member, Ordering
+from replica.core.genesis import NONCE_SIZE, OPERATORS_MAX, PUBLIC_KEY_SIZE, Genesis, Limits, Member, Ordering
 from replica.core.quorum import FAULTS_MAX
 from trustlog import TPM_PINS_SIZE, BackendKind, VerificationError, VerifyingKey
 from trustlog.appraisal import EvidenceLevel, Policy, PolicyError, policy_of_table
@@ -87,12 +88,21 @@ class ClusterFile:
 
     `appraisal`: what a peer's evidence must be. By default none is demanded: without hardware behind it, evidence is
     its author's own word, and a cluster must not stop for lack of that.
+    lists, links: every list of members so far, the genesis first, and what proves those that followed it; `genesis` and
+    `replicas` are the present ones (see `replica.cluster.memberlists`).
     """
 
     genesis: Genesis
     replicas: tuple[ReplicaPlace, ...]
     digest: bytes
     appraisal: Policy = field(default_factory=lambda: Policy(minimum_evidence=EvidenceLevel.NONE))
+    lists: tuple[Genesis, ...] = ()
+    links: tuple[bytes, ...] = ()
+
+    @property
+    def before(self) -> Genesis | None:
+        """What was agreed under the list of members before the present one; None if there was none."""
+        return self.lists[-2] if len(self.lists) > 1 else None
 
     @property
     def has_logs(self) -> bool:
@@ -202,7 +212,7 @@ def parse_cluster_file(raw: bytes, name: str = CLUSTER_FILE_NAME) -> ClusterFile
         top.finish()
     except (ConfigError, PolicyError) as error:
         raise ClusterFileError(str(error)) from error
-    return ClusterFile(genesis, replicas, file.digest, appraisal)
+    return ClusterFile(genesis, replicas, file.digest, appraisal, (genesis,))
 
 
 def dump_cluster_file(genesis: Genesis, replicas: Sequence[ReplicaPlace]) -> bytes:
@@ -216,6 +226,7 @@ def dump_cluster_file(genesis: Genesis, replicas: Sequence[ReplicaPlace]) -> byt
             "ordering": genesis.ordering.label,
             "application": genesis.application,
             "limits": asdict(genesis.limits),
+            **({"operators": [key.hex() for key in genesis.operators]} if genesis.operators else {}),
             "members": [{"number": member.number, **_dump_key(genesis, member)} for member in genesis.members],
         },
         "replicas": [
@@ -336,10 +347,13 @@ def _genesis(table: Table) -> Genesis:
         member.integer("number", position, position)
         members.append((_read_signing_key if ordering is PBFT else read_log_key)(member, position))
         member.finish()
+    operators = table.hexadecimals("operators", OPERATORS_MAX, PUBLIC_KEY_SIZE)
     table.finish()
+    if operators and ordering is PBFT:
+        raise table.error("operators", "the members of a PBFT cluster, a baseline, cannot be changed; leave it out")
     try:
         kind = PbftGenesis if ordering is PBFT else Genesis
-        return kind(name, nonce, f, ordering, application, Limits(**values), tuple(members))
+        return kind(name, nonce, f, ordering, application, Limits(**values), tuple(members), operators)
     except ValueError as error:
         raise ConfigError(f"{table.file_name}: genesis: {error}; make the file anew with trustlog-replica") from error
 

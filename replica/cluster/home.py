@@ -41,6 +41,7 @@ from replica.cluster.environment import (
     settings_of,
 )
 from replica.cluster.keys import certificate_der, certificate_public_key, load_private_key, public_bytes
+from replica.cluster.memberlists import OWN_NAME, follow, read_links
 from replica.cluster.strict_toml import ConfigError, Table, parse_toml, read_bounded
 from replica.core.genesis import PUBLIC_KEY_SIZE
 from replica.core.quorum import FAULTS_MAX
@@ -169,6 +170,16 @@ class ReplicaHome:
         return self.path / STATE_NAME
 
     @property
+    def members_path(self) -> Path:
+        """Return the file of lists of members under which this replica worked after the first; it need not exist."""
+        return self.path / OWN_NAME
+
+    def under_next_list(self) -> "ReplicaHome":
+        """Return this home under the list of members that its file leads to now; ConfigError if it leads nowhere."""
+        more = read_links(self.members_path)[len(self.cluster.links) :]
+        return replace(self, cluster=follow(self.cluster, more, str(self.members_path)))
+
+    @property
     def evidence_path(self) -> Path:
         """Return the folder of evidence against other replicas; it need not exist."""
         return self.path / EVIDENCE_NAME
@@ -295,6 +306,9 @@ def _load_home(
             "`trustlog-replica assemble` wrote to that place, or set the key `cluster`"
         )
     cluster = load(cluster_path)
+    if cluster.has_logs:
+        # Its own file says under which list it works; what an operator keeps beside cluster.toml may be ahead of that.
+        cluster = follow(cluster, read_links(path / OWN_NAME), str(path / OWN_NAME))
     if settings.number >= cluster.genesis.n:
         raise HomeError(
             f"{path / SETTINGS_NAME}: number: {settings.number}, but {cluster_path} has replicas 0 to "

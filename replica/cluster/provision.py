@@ -82,6 +82,7 @@ DEFAULT_APPLICATION: Final = "replica.apps.kv:KeyValue"
 DEFAULT_BASE_PORT: Final = 7100
 DEFAULT_HOST: Final = "127.0.0.1"
 CLIENT_NAME: Final = "client"
+OPERATOR_NAME: Final = "operator"
 
 _PUBLIC_HEADER: Final = """\
 # The public part of one trustlog replica: send it to whoever runs trustlog-replica assemble.
@@ -125,7 +126,7 @@ def init_cluster(
     log_kind: BackendKind = BackendKind.SOFTWARE,
     encrypt_store: bool = False,
 ) -> ClusterFile:
-    """Make a whole cluster in `directory`: cluster.toml, replica-0 … replica-2f (PBFT: 3f), client.
+    """Make a whole cluster in `directory`: cluster.toml, replica-0 … replica-2f (PBFT: 3f), client, operator.
 
     hosts: one for all replicas, or one each. base_port: the first replica on a host has it, the next on the
     same host has the next; 0 has the operating system choose free ports. log_kind: what keeps every replica's log,
@@ -142,6 +143,10 @@ def init_cluster(
             else _make_replica(building / replica_folder_name(number), number, host, port, trusted_log)
             for number, (host, port) in enumerate(places)
         ]
+        operators: tuple[bytes, ...] = ()
+        if ordering is not PBFT:
+            (building / OPERATOR_NAME).mkdir(mode=0o700)
+            operators = (create_client_key(building / OPERATOR_NAME).public_key,)
         raw = _cluster_bytes(
             parts,
             f,
@@ -149,6 +154,7 @@ def init_cluster(
             ordering=ordering,
             application=application,
             limits=limits,
+            operators=operators,
         )
         write_new(building / CLUSTER_FILE_NAME, raw, 0o644)
         (building / CLIENT_NAME).mkdir(mode=0o700)
@@ -198,11 +204,13 @@ def assemble(
     application: str = DEFAULT_APPLICATION,
     limits: Limits | None = None,
     enrolled: Mapping[int, Path] | None = None,
+    operators: tuple[bytes, ...] = (),
 ) -> ClusterFile:
     """Write a cluster file from the public files of replicas 0 to 2f; their number gives f.
 
     enrolled: by a replica's number the file that `trustlog tpm accept` wrote for whoever enrolled its log. Its key and
-    pins must be those of the public file, and the cluster file then says that the enrolment was shown.
+    pins must be those of the public file, and the cluster file then says that the enrolment was shown. operators:
+    public keys of those who may change the members later; without any, nobody ever can.
     """
     if ordering is PBFT:
         raise ProvisionError("a PBFT cluster is made on one machine: trustlog-replica init --ordering pbft")
@@ -218,7 +226,8 @@ def assemble(
         )
     check_unique([part.place for part in parts], str(out))
     parts = _with_enrolment(parts, enrolled or {})
-    raw = _cluster_bytes(parts, f, name=name, ordering=ordering, application=application, limits=limits)
+    agreed = {"name": name, "ordering": ordering, "application": application, "limits": limits}
+    raw = _cluster_bytes(parts, f, **agreed, operators=operators)  # type: ignore[arg-type]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_new(out, raw, 0o644)
@@ -391,6 +400,7 @@ def _cluster_bytes(
     ordering: Ordering,
     application: str,
     limits: Limits | None,
+    operators: tuple[bytes, ...],
 ) -> bytes:
     members = tuple(part.member for part in parts)
     nonce = secrets.token_bytes(NONCE_SIZE)
@@ -399,7 +409,7 @@ def _cluster_bytes(
         if ordering is PBFT:
             genesis = PbftGenesis(name, nonce, f, ordering, application, limits or PBFT_LIMITS, members)
         else:
-            genesis = Genesis(name, nonce, f, ordering, application, limits or Limits(), members)
+            genesis = Genesis(name, nonce, f, ordering, application, limits or Limits(), members, operators)
     except ValueError as error:
         raise ProvisionError(str(error)) from error
     return dump_cluster_file(genesis, [part.place for part in parts])

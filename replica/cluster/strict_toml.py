@@ -126,6 +126,21 @@ class Table:
             raise self.error(key, f"must be {2 * size} hexadecimal digits ({size} bytes)")
         return value
 
+    def hexadecimals(self, key: str, count_max: int, size_max: int) -> tuple[bytes, ...]:
+        """Return the byte strings of a list of hexadecimal texts, each at most `size_max` bytes; () if missing."""
+        value = self._take(key, list, "a list of hexadecimal texts", [])
+        if len(value) > count_max:
+            raise self.error(key, f"{len(value)} texts, at most {count_max} are possible")
+        found = []
+        for text in value:
+            if type(text) is not str or len(text) > 2 * size_max:
+                raise self.error(key, f"must hold texts of at most {2 * size_max} hexadecimal digits")
+            try:
+                found.append(bytes.fromhex(text))
+            except ValueError:
+                raise self.error(key, "must hold hexadecimal digits only") from None
+        return tuple(found)
+
     def table(self, key: str) -> "Table":
         """Return the table [key]."""
         return Table(self.file_name, self._take(key, dict, "a table", None), f"{self._path}{key}.")

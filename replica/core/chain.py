@@ -91,6 +91,29 @@ def check_link(link: Link, before: Genesis, verify: VerifyProof) -> Proven:
         raise LayoutError(f"list {members.number}: {error}") from error
 
 
+def header_under(raw: bytes, genesis: Genesis, before: Genesis | None) -> Header:
+    """Decode a header that was said under the list of `genesis`, or the last one of the list `before`.
+
+    The cut of the latter is returned as the present list's logs begin: logs that came in with it at 0. LayoutError if
+    it is neither.
+    """
+    if before is not None:
+        try:
+            last = decode_header(raw, before.n)
+        except LayoutError:
+            last = None
+        if last is not None and last.list_number == before.list_number and last.slot == genesis.base:
+            return replace(last, cut=_cut_from(last, genesis))
+    header = decode_header(raw, genesis.n)
+    if header.list_number != genesis.list_number:
+        raise LayoutError(f"a header of list {header.list_number} of members, not of list {genesis.list_number}")
+    return header
+
+
+def _cut_from(header: Header, genesis: Genesis) -> tuple[int, ...]:
+    return tuple(header.cut[member.number] if member.since < genesis.list_number else 0 for member in genesis.members)
+
+
 def found(snapshot: Snapshot, genesis: Genesis, heads: Sequence[bytes]) -> Snapshot:
     """Return the state with which the list of `genesis` begins, from the last one of the list before.
 
@@ -100,7 +123,7 @@ def found(snapshot: Snapshot, genesis: Genesis, heads: Sequence[bytes]) -> Snaps
     if header.slot != genesis.base or membership.number != genesis.list_number:
         raise LayoutError(f"the state after slot {header.slot} is not what list {genesis.list_number} begins with")
     stays = [member.since < genesis.list_number for member in genesis.members]
-    cut = tuple(header.cut[i] if staying else 0 for i, staying in enumerate(stays))
+    cut = _cut_from(header, genesis)
     at = tuple(header.heads[i] if staying else heads[i] for i, staying in enumerate(stays))
     states = tuple(founding_states(cut, genesis.base))
     digests = tuple(state_digest(state.encode()) for state in states)

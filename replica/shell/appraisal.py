@@ -96,7 +96,7 @@ class Appraisals:
         return EvidenceShown(EVIDENCE_VERSION, evidence)
 
     def _make(self, nonce: bytes) -> bytes:
-        log, context = self._node.trusted_log, self._node.verifier.context
+        log, context = self._node.trusted_log, self._node.verifier.context(self._node.number)
         evidence = make_evidence(log, nonce=nonce, context=context)
         if tsm.TSM_DIRECTORY.is_dir():
             try:
@@ -137,7 +137,7 @@ class Appraisals:
             decode_evidence(shown, EVIDENCE_BYTES_MAX),
             self._policy,
             nonce=evidence_nonce(nonce, peer, place.certificate_der),
-            context=self._node.verifier.context,
+            context=self._node.verifier.context(peer),
             public_key=member.log_public_key,
             enrolled=self._enrolled,
             pins=TpmPins.decode(member.log_pins) if member.log_pins else None,

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 LOG_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
+# Not an exit code: the replica goes on under another list of members.
+_RENEWED = -1
+
+
 class StartError(ConfigError):
     """The replica cannot start; the text says why and what to do."""
 
@@ -66,6 +70,13 @@ def configure_logging(home: ReplicaHome) -> None:
 
 
 async def _serve(home: ReplicaHome, log: TrustedLog) -> int:
+    """Serve under one list of members after the other."""
+    while (status := await _serve_list(home, log)) == _RENEWED:
+        home = home.under_next_list()
+    return status
+
+
+async def _serve_list(home: ReplicaHome, log: TrustedLog) -> int:
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[int] = loop.create_future()
 
@@ -76,7 +87,7 @@ async def _serve(home: ReplicaHome, log: TrustedLog) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end, 0)
     try:
-        node = Node(home, log, lambda _: end(1))
+        node = Node(home, log, lambda _: end(1), renew=lambda: end(_RENEWED))
     except TrustLogError as error:
         raise StartError(f"{home.log_path}: {error}") from error
     door: HttpDoor | None = None
@@ -91,12 +102,14 @@ async def _serve(home: ReplicaHome, log: TrustedLog) -> int:
         if home.settings.http is not None:
             door = await _open_http(node, *home.settings.http)
         status = await ended
-        node.log.info("stopping", signal=status == 0)
+        if status != _RENEWED:
+            node.log.info("stopping", signal=status == 0)
     finally:
         if door is not None:
             await door.close()
         await node.close()
-    node.log.info("stopped")
+    if status != _RENEWED:
+        node.log.info("stopped")
     return status
 
 

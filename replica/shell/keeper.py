@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
-from replica.core.checkpoint import Header, decode_header
+from replica.core.checkpoint import Header
 from replica.core.layout import LayoutError
 from replica.core.snapshot import Changes, Fetched, Milestone, PartWanted, Snapshot, Source
 from replica.core.treeparts import part_of
@@ -43,7 +43,7 @@ class _Lease:
 
 
 class StateKeeper:
-    """One replica's state file, of a cluster of n.
+    """One replica's state file. read: decodes a header, its cut as it is for the logs of the present members.
 
     on_forgettable is called on the loop with the cut up to which logs are not needed any more, whenever it may have
     moved; on_failed with what went wrong: then the replica must stop.
@@ -52,12 +52,12 @@ class StateKeeper:
     def __init__(
         self,
         store: StateStore,
-        n: int,
+        read: Callable[[bytes], Header],
         on_forgettable: Callable[[Sequence[int]], None],
         on_failed: Callable[[BaseException], None],
     ) -> None:
         self._store = store
-        self._n = n
+        self._read = read
         self._on_forgettable = on_forgettable
         self._on_failed = on_failed
         self._loop = asyncio.get_running_loop()
@@ -104,11 +104,12 @@ class StateKeeper:
         if self._to_install is not None:
             (fetched, make, done), self._to_install = self._to_install, None
             self._writing = self._loop.run_in_executor(self._writer, self._write_fetched, fetched, make)
-            self._writing.add_done_callback(lambda work: self._written(work, fetched.header, done))
+            installed = self._read(fetched.header.encode())
+            self._writing.add_done_callback(lambda work: self._written(work, installed, done))
         elif self._waiting:
             waiting, self._waiting = self._waiting, []
             self._writing = self._loop.run_in_executor(self._writer, self._write_changes, waiting)
-            header = decode_header(waiting[-1].header, self._n)
+            header = self._read(waiting[-1].header)
             self._writing.add_done_callback(lambda work: self._written(work, header, None))
 
     def _write_fetched(self, fetched: Fetched, make: Make) -> Snapshot:
@@ -119,7 +120,7 @@ class StateKeeper:
         self._write(reduce(_merged, milestones))
 
     def _write(self, milestone: Milestone) -> None:
-        header = decode_header(milestone.header, self._n)
+        header = self._read(milestone.header)
         stored = StoredMilestone(
             milestone.slot,
             milestone.header,
@@ -151,7 +152,7 @@ class StateKeeper:
         cuts = [lease.cut for lease in self._leases.values()]
         if self._newest is not None:
             cuts.append(self._newest[1])
-        return tuple(map(min, zip(*cuts, strict=True))) if cuts else (0,) * self._n
+        return tuple(map(min, zip(*cuts, strict=True))) if cuts else ()
 
     # Handing out
 
@@ -176,7 +177,7 @@ class StateKeeper:
         if known is not None or self._closed:
             view.close()
             return known
-        cut = decode_header(view.header, self._n).cut
+        cut = self._read(view.header).cut
         return self._leases.setdefault(view.slot, _Lease(view, cut, time.monotonic(), 0.0))
 
     async def part(self, slot: int, wanted: PartWanted) -> bytes | None:

@@ -23,6 +23,7 @@ from replica.wire.messages import (
     Fetch,
     GroupMessage,
     Held,
+    MembersShown,
     Message,
     Part,
     Ping,
@@ -282,6 +283,8 @@ class LinkConnection(PeerConnection):
             node.on_group(message, peer)
         elif isinstance(message, Held | CheckpointOffer | Part) and self.subscribed:
             node.on_answer(message, peer)
+        elif isinstance(message, MembersShown) and self.subscribed:
+            node.lists.on_shown(message, peer)
         elif isinstance(message, Welcome):
             self._examination.begin(peer)
             if not node.appraisals.is_demanded:

@@ -9,26 +9,23 @@ import sqlite3
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
+from functools import partial
 from typing import Any
 
 import structlog
 
 from replica.application import load_application
 from replica.cluster.home import ReplicaHome
-from replica.core.checkpoint import check_certificate, decode_header
+from replica.core.chain import header_under
 from replica.core.envelope import Envelope
 from replica.core.events import (
     Append,
     Appended,
-    AskCheckpoint,
-    AskPart,
-    CheckpointOffered,
     Effect,
     Event,
     Executed,
     Exposed,
-    Fetch,
     Forked,
     GroupReceived,
     Halt,
@@ -36,13 +33,11 @@ from replica.core.events import (
     Install,
     KnownBroken,
     Lied,
+    ListEnded,
     PartReceived,
     PeerHolds,
     Persist,
     Recovered,
-    Refuse,
-    Relay,
-    Send,
     Stable,
     Taken,
     Tick,
@@ -60,8 +55,10 @@ from replica.shell.accepting import Server
 from replica.shell.appraisal import Appraisals
 from replica.shell.changes import Recorder, Watches
 from replica.shell.detector import Detector
+from replica.shell.errands import Errands
 from replica.shell.keeper import StateKeeper
 from replica.shell.links import LogLink
+from replica.shell.lists import MemberLists
 from replica.shell.measures import Measures
 from replica.shell.opening import payload_seal
 from replica.shell.outbox import Outbox, ReleasedGroup, settle_last_group
@@ -72,10 +69,7 @@ from replica.shell.store import Store, StoreError
 from replica.shell.streams import Streams
 from replica.shell.trustedlog import TrustedLog, stop_waiting, trouble
 from replica.shell.verify import EnvelopeVerifier, GroupVerifier
-from replica.wire.messages import AskCheckpoint as AskCheckpointMessage
-from replica.wire.messages import AskPart as AskPartMessage
-from replica.wire.messages import CheckpointOffer, GroupMessage, Held, Notice, Part, Reply, Request, encode_frame
-from replica.wire.messages import Fetch as FetchMessage
+from replica.wire.messages import CheckpointOffer, GroupMessage, Held, Part
 from replica.wire.messages import Heads as HeadsMessage
 from replica.wire.tls import client_context, server_context
 from trustlog import VerificationError
@@ -92,7 +86,7 @@ class Node:
 
     home: its folder, checked. log: its opened trusted log. stopped: called with the reason when it stops by itself.
     milestones: when the state is made durable, if not as usual; the same in all replicas, or they cannot help each
-    other with parts of it.
+    other with parts of it. renew: called when its folder leads to another list of members, under which it is made anew.
     """
 
     def __init__(
@@ -101,6 +95,7 @@ class Node:
         log: TrustedLog,
         stopped: Callable[[str], None],
         milestones: MilestoneRule | None = None,
+        renew: Callable[[], None] = lambda: None,
     ) -> None:
         self.home = home
         self.number = home.number
@@ -120,10 +115,13 @@ class Node:
         mine = (home.cluster.cluster_id, self.number)
         self.seal = payload_seal(home, log)
         state = recovery.open_state(home.state_path, *mine, durable=durable, log=self.log, seal=self.seal)
-        self.core = self._make_core(recovery.load_snapshot(state, genesis, self.application, self.verifier, self.log))
-        self.keeper = StateKeeper(state, genesis.n, self._on_forgettable, self._on_state_failed)
+        loaded = recovery.load_snapshot(state, home.cluster, self.application, self.verifier, self.log)
+        self.core = self._make_core(loaded)
+        read = partial(header_under, genesis=genesis, before=home.cluster.before)
+        self.keeper = StateKeeper(state, read, self._on_forgettable, self._on_state_failed)
         self.keeper.begin(self.core.executed, self.core.cut)
         self.store = recovery.open_store(home.store_path, *mine, durable=durable, log=self.log, seal=self.seal)
+        recovery.drop_former_logs(self.store, genesis, self.verifier, self.number)
         self._serving_store = Store(home.store_path, *mine, durable=durable, seal=self.seal)
         self._stored = [0] * genesis.n  # up to where each log is on disk without a gap, or on its way
         self._beyond: dict[tuple[int, int], int] = {}  # by log and first: groups on disk beyond a gap, and their ends
@@ -132,19 +130,18 @@ class Node:
             self.number,
             log,
             self.store,
-            self.verifier.context,
+            self.verifier.context(self.number),
             self._on_released,
             self._on_failed,
             home.settings.retain_mib * MIB,
             self.measures,
         )
-        looks = (self._received, self._seen)
-        self.streams = Streams(self.number, genesis.n, self._serving_store, *looks, self._on_serving_failed)
+        serving = (self._serving_store, self._received, self._seen, self._on_serving_failed)
+        self.streams = Streams(self.number, genesis.n, *serving)
         self.appraisals = Appraisals(self)
-        certificates = [place.certificate_der for place in home.cluster.replicas]
-        tls = server_context(home.certificate_path, home.key_path, certificates)
-        self.server = Server(self, home.cluster, tls, lambda server: ServerConnection(self, server))
         own = (home.certificate_path, home.key_path)
+        tls = server_context(*own, [place.certificate_der for place in home.cluster.replicas])
+        self.server = Server(self, home.cluster, tls, lambda server: ServerConnection(self, server))
         self.links = {
             place.number: LogLink(self, place, client_context(place.certificate_der, *own))
             for place in home.cluster.replicas
@@ -153,6 +150,7 @@ class Node:
         self.detector = Detector(self)
         self.readiness = Readiness(self)
         self.receipts = Receipts(self)
+        self.lists = MemberLists(self, renew)
         self._events: list[Event] = []
         self._drains = False  # once in the next turn of the loop, and not more often
         self._ticks = 0
@@ -165,14 +163,9 @@ class Node:
             Append: lambda effect: self.outbox.append(effect.payloads),
             Taken: self._on_taken,
             Persist: lambda effect: self.keeper.persist(effect.milestone),
-            AskCheckpoint: self._ask_checkpoint,
-            AskPart: self._ask_part,
             Install: self._install,
-            Send: self._send_reply,
-            Relay: self._relay,
-            Fetch: self._fetch,
-            Refuse: self._refuse,
             Executed: self._on_executed,
+            ListEnded: lambda _: self.lists.look(),
             Stable: lambda effect: self.log.debug("checkpoint stable", slot=effect.slot),
             ViewEntered: self._on_view_entered,
             ViewOpened: lambda effect: self.log.info("view open", view=effect.view, base=effect.base, top=effect.top),
@@ -181,6 +174,7 @@ class Node:
             Forked: self.detector.on_forked,
             Halt: lambda effect: self.stop(effect.reason),
             **self.receipts.effects,
+            **Errands(self).effects,
         }
 
     # Life
@@ -197,6 +191,7 @@ class Node:
         for link in self.links.values():
             link.start()
         self._tick()
+        self.lists.look()
         self.log.info(
             "listening",
             address=self.home.place.address,
@@ -256,8 +251,7 @@ class Node:
         """Make a transferred state durable, then begin anew with it."""
         fetched = effect.fetched
         self.log.warning("state transferred", slot=fetched.header.slot, keys=fetched.application.count())
-        genesis = self.home.cluster.genesis
-        self.keeper.install(fetched, lambda state: state.snapshot(self.application, genesis), self._ready_to_install)
+        self.keeper.install(fetched, self.lists.snapshot, self._ready_to_install)
 
     def _ready_to_install(self, snapshot: Snapshot) -> None:
         self._to_install = snapshot
@@ -325,9 +319,7 @@ class Node:
                 if message.log < genesis.n:
                     self.post(PeerHolds(sender, message.log, message.first, message.last))
             elif isinstance(message, CheckpointOffer):
-                header = decode_header(message.header, genesis.n)
-                check_certificate(message.certificate, header, genesis, self.verifier.entry)
-                self.post(CheckpointOffered(sender, header, message.certificate))
+                self.lists.on_offer(message, sender)
             else:
                 wanted = PartWanted.decode(message.source, message.number, message.want)
                 self.post(PartReceived(sender, message.slot, wanted, message.data if message.has else None))
@@ -367,6 +359,7 @@ class Node:
     def _on_forgettable(self, cut: Sequence[int]) -> None:
         self.log.info("logs not needed any more", persisted=self.keeper.slot, cut=list(cut))
         self.outbox.forget(cut)
+        self.lists.look()
 
     def _on_executed(self, effect: Executed) -> None:
         self.watches.executed(effect.slot)
@@ -400,6 +393,8 @@ class Node:
             self._begin_anew()
         if self.core.has_more:
             self._drain_soon()
+        elif self.core.ends is not None:
+            self.lists.look()
 
     def _tick(self) -> None:
         loop = asyncio.get_running_loop()
@@ -445,48 +440,14 @@ class Node:
         for effect in effects:
             self._effects[type(effect)](effect)
 
-    def _send_reply(self, effect: Send) -> None:
-        connections = self.server.clients.get(effect.client)
-        if not connections:
-            return
-        self.measures.replied(effect.client, effect.reply)
-        message = Reply(effect.reply)
-        try:
-            frame = encode_frame(message)
-        except ValueError:
-            self.refusals["reply-too-large"] += 1
-            return
-        for connection in connections:
-            # One that does not read gets no more: its client asks again when it does, and the result is kept.
-            if connection.writable:
-                connection.send_frame(frame)
-            else:
-                self.refusals["reply-not-read"] += 1
+    def has_beyond_gap(self, log: int, first: int) -> bool:
+        """Say whether the store holds a group of a log behind a gap, which begins at `first`."""
+        return (log, first) in self._beyond
 
-    def _relay(self, effect: Relay) -> None:
-        self.links[effect.to].send(Request(effect.envelope.raw))
-
-    def _fetch(self, effect: Fetch) -> None:
-        if (effect.log, effect.first) in self._beyond:
-            # What lay behind a gap in the store, and did not fit into memory until the gap was closed.
-            self.streams.read_back(effect.log, effect.first, self._on_read_back)
-        self.links[effect.ask].send(FetchMessage(effect.log, effect.first))
-
-    def _on_read_back(self, log: int, raw: bytes) -> None:
-        with suppress(LayoutError, VerificationError):
-            self.post(GroupReceived(self.verifier.verify(log, raw)))
-
-    def _ask_checkpoint(self, effect: AskCheckpoint) -> None:
-        self.links[effect.ask].send(AskCheckpointMessage())
-
-    def _ask_part(self, effect: AskPart) -> None:
-        wanted = effect.want
-        want = b"" if wanted.want is None else wanted.want.encode()
-        self.links[effect.ask].send(AskPartMessage(effect.slot, wanted.source, wanted.number, want))
-
-    def _refuse(self, effect: Refuse) -> None:
-        if isinstance(effect.source, ServerConnection) and effect.source.is_open:
-            effect.source.send(Notice(effect.code, effect.text))
+    @property
+    def is_closing(self) -> bool:
+        """Say whether it is about to stop."""
+        return self._closing
 
     @property
     def progress(self) -> tuple[int, int]:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from replica.application import Application
+from replica.cluster.clusterfile import ClusterFile
 from replica.core.batch import decode_batch
+from replica.core.chain import found
 from replica.core.checkpoint import check_certificate, decode_header
 from replica.core.events import Effect, GroupReceived
 from replica.core.genesis import Genesis
@@ -79,23 +81,38 @@ def open_store(
 
 def load_snapshot(
     store: StateStore,
-    genesis: Genesis,
+    cluster: ClusterFile,
     application: Application,
     verifier: GroupVerifier,
     log: Any,  # noqa: ANN401 - structlog
 ) -> Snapshot | None:
-    """Return the state that the file holds, verified; None if there is none, or it was damaged and moved aside."""
+    """Return the state that the file holds, verified; None if there is none, or it was damaged and moved aside.
+
+    The last state of the list of members before the present one is what the present one begins with.
+    """
+    genesis, before = cluster.genesis, cluster.before
     try:
         view = store.load()
         if view is None:
             return None
         with view:
+            if before is not None and _is_of(view, before):
+                last = _verified(view, before, application, GroupVerifier(before))
+                return found(last, genesis, verifier.initial_heads())
             return _verified(view, genesis, application, verifier)
     except (StateDamagedError, LayoutError) as error:
         damage = error
     aside = store.discard()
     log.error("state file damaged; peers are asked for the state", error=str(damage), moved_to=str(aside))
     return None
+
+
+def _is_of(view: PinnedState, before: Genesis) -> bool:
+    """Say whether the state is one that was said under the list of members before."""
+    try:
+        return decode_header(view.header, before.n).list_number == before.list_number
+    except LayoutError:
+        return False
 
 
 def _verified(view: PinnedState, genesis: Genesis, application: Application, verifier: GroupVerifier) -> Snapshot:
@@ -109,6 +126,19 @@ def _verified(view: PinnedState, genesis: Genesis, application: Application, ver
     batches = tuple(decode_batch(raw, genesis.cluster_id(), genesis.limits) for raw in view.batches)
     maps = (tree.frozen() for tree in view.trees)
     return Fetched(header, view.certificate, states, batches, *maps).snapshot(application, genesis)
+
+
+def drop_former_logs(store: Store, genesis: Genesis, verifier: GroupVerifier, own: int) -> None:
+    """Drop what the store holds of logs that are members no more, whose numbers others have now."""
+    for member in genesis.members:
+        if not member.since or member.number == own:
+            continue
+        try:
+            first = next(iter(store.groups(member.number, 1)), None)
+            if first is not None:
+                verifier.verify(member.number, first.raw)
+        except (LayoutError, VerificationError, GroupDamagedError):
+            store.drop_from(member.number, 1)
 
 
 def name_what_is_missing(core: ReplicaCore, begun_at: int, trusted_log: TrustedLog, store: Store, log: Any) -> None:  # noqa: ANN401

@@ -14,6 +14,7 @@ from replica.wire.messages import (
     FRAME_OVERHEAD_MAX,
     AskCheckpoint,
     AskEvidence,
+    AskMembers,
     AskPart,
     AskReceipt,
     CheckpointOffer,
@@ -77,6 +78,8 @@ class ServerConnection(AcceptedConnection):
         """Handle a message of a client or a replica."""
         if isinstance(message, StatusQuery):
             self.send(StatusReport(message.query, self._node.status_json()))
+        elif isinstance(message, AskMembers):
+            self.send(self._node.lists.shown(message.number))
         elif self.role == "replica" and self._on_appraisal(message):
             pass
         elif isinstance(message, Request):

@@ -37,6 +37,7 @@ def report(node: "Node") -> bytes:
         "stable": core.stable,
         "persisted": node.keeper.slot,
         "cut": core.cut,
+        "members": {"list": genesis.list_number, "ends": core.ends, "is_member": node.lists.is_member},
         "mute": node.why_mute,
         "halted": core.halted,
         "not_ready": node.readiness.problem(),

@@ -29,13 +29,12 @@ class GroupVerifier:
 
     def __init__(self, genesis: Genesis) -> None:
         self._limits = genesis.limits
-        self._context = genesis.context()
+        self._contexts = [genesis.context(member.since) for member in genesis.members]
         self._identities = [identity_of(member) for member in genesis.members]
 
-    @property
-    def context(self) -> bytes:
-        """The context that every statement must carry."""
-        return self._context
+    def context(self, log: int) -> bytes:
+        """Return the context that every statement of a log must carry: of the list of members with which it came in."""
+        return self._contexts[log]
 
     @property
     def identities(self) -> list[LogIdentity]:
@@ -52,7 +51,7 @@ class GroupVerifier:
             raise VerificationError("wrong-log", f"there is no replica {log}")
         group = decode_group(raw, self._limits)
         digests = [entry_digest(payload) for payload in group.payloads]
-        said = verify_append(self._identities[log], group.attestation, digests, context=self._context)
+        said = verify_append(self._identities[log], group.attestation, digests, context=self._contexts[log])
         heads = heads_of(self._identities[log], said, digests)
         counted = said.kind is not BackendKind.TPM
         return VerifiedGroup(log, said.first, said.last, *heads, group.payloads, raw, counted)
@@ -60,7 +59,7 @@ class GroupVerifier:
     def entry(self, log: int, proof: EntryProof) -> bool:
         """Say whether `log` attested the entry that is shown; the place of its payload is the proof's business."""
         try:
-            verify_append(self._identities[log], proof.attestation, list(proof.digests), context=self._context)
+            verify_append(self._identities[log], proof.attestation, list(proof.digests), context=self._contexts[log])
         except (VerificationError, IndexError):
             return False
         return True

@@ -166,6 +166,19 @@ class AskCheckpoint(NamedTuple):
     """Reader to replica: say which stable checkpoint's state you can hand out."""
 
 
+class AskMembers(NamedTuple):
+    """Anybody to replica: show the list of members that followed list `number`, if you know one."""
+
+    number: int
+
+
+class MembersShown(NamedTuple):
+    """Replica to whoever asked: the link from list `number` to the next (`replica.core.chain`); b"" if none."""
+
+    number: int
+    link: bytes
+
+
 class CheckpointOffer(NamedTuple):
     """Replica to reader: this one's. Both in the layouts of `replica.core.checkpoint`."""
 
@@ -317,6 +330,8 @@ Message = (
     | Held
     | AskCheckpoint
     | CheckpointOffer
+    | AskMembers
+    | MembersShown
     | AskPart
     | Part
     | Heads
@@ -399,6 +414,8 @@ _SCHEMA: Final[dict[int, tuple[type[Any], tuple[_Check, ...]]]] = {
     34: (AskReceipt, (_number, _number, _index, _exactly(32))),
     35: (ReceiptShown, (_number, _number, _text, _blob, _place, _place, _blob)),
     36: (PbftParcel, (_blob,)),
+    37: (AskMembers, (_index,)),
+    38: (MembersShown, (_index, _blob)),
 }
 _CODES: Final = {message: code for code, (message, _) in _SCHEMA.items()}
 

@@ -35,13 +35,21 @@ def wait_for(condition, what="the condition", seconds=20.0):
 
 def on_loop(test):
     """Run a coroutine test on uvloop, as the daemon does, with a deadline."""
+    return on_loop_for(60)(test)
 
-    @functools.wraps(test)
-    def run(*args, **kwargs):
-        async def bounded():
-            async with asyncio.timeout(60):
-                await test(*args, **kwargs)
 
-        uvloop.run(bounded())
+def on_loop_for(seconds):
+    """Run it so with this deadline."""
 
-    return run
+    def decorate(test):
+        @functools.wraps(test)
+        def run(*args, **kwargs):
+            async def bounded():
+                async with asyncio.timeout(seconds):
+                    await test(*args, **kwargs)
+
+            uvloop.run(bounded())
+
+        return run
+
+    return decorate

@@ -43,7 +43,7 @@ class World:
         self.logs: list[AttestedLog] = [in_memory(), in_memory(), in_memory()]
         keys = [VerifyingKey.from_bytes(log.public_key) for log in self.logs]
         identities = tuple(LogIdentity(key, BackendKind.SOFTWARE) for key in keys)
-        self.members = Members(identities, 2, CLUSTER_ID, CONTEXT)
+        self.members = Members(identities, 2, CLUSTER_ID, (CONTEXT,) * len(identities))
         self.outcomes = [outcome(number) for number in range(1, operations + 1)]
         self.tree = MerkleTree([one.leaf for one in self.outcomes])
 
@@ -308,7 +308,7 @@ from trustlog.receipts import Members, Receipt, verify_receipt
 
 raw, context, cluster, *keys = sys.argv[1:]
 identities = tuple(LogIdentity(VerifyingKey.from_bytes(bytes.fromhex(key)), BackendKind.SOFTWARE) for key in keys)
-members = Members(identities, 2, bytes.fromhex(cluster), bytes.fromhex(context))
+members = Members(identities, 2, bytes.fromhex(cluster), (bytes.fromhex(context),) * len(keys))
 verify_receipt(Receipt.decode(raw.encode()), members)
 try:
     import msgpack

@@ -25,13 +25,14 @@ def test_init_makes_everything(tmp_path, f):
     target = tmp_path / "a b"
     cluster = init_cluster(target, f=f, base_port=0, ordering=Ordering.TWO_PHASE, application="m:C", limits=limits)
     folders = [f"replica-{i}" for i in range(2 * f + 1)]
-    assert names(target) == sorted(["client", "cluster.toml", *folders])
+    assert names(target) == sorted(["client", "cluster.toml", "operator", *folders])
     assert names(tmp_path) == ["a b"]
     assert cluster == load_cluster_file(target)
     assert (cluster.genesis.name, cluster.genesis.f, cluster.genesis.limits) == ("a b", f, limits)
     assert cluster.genesis.application == "m:C"
     assert [load_home(target / folder).number for folder in folders] == list(range(2 * f + 1))
     assert len(load_client_key(target / "client").public_key) == 65
+    assert cluster.genesis.operators == (load_client_key(target / "operator").public_key,)
 
 
 def test_two_clusters_are_never_the_same(tmp_path):
@@ -86,7 +87,7 @@ def test_a_directory_made_meanwhile_wins(tmp_path, monkeypatch):
     real = provision.create_client_key
 
     def create(directory):
-        (tmp_path / "c").mkdir()
+        (tmp_path / "c").mkdir(exist_ok=True)
         (tmp_path / "c" / "theirs").write_text("x")
         return real(directory)
 

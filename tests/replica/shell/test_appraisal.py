@@ -144,7 +144,7 @@ def evidence_for(cluster, number: int, asked: AskEvidence, **changed) -> Evidenc
     place = cluster.cluster.replicas[number]
     with open_log(cluster.folder(number) / "log") as log:
         nonce = changed.get("nonce", evidence_nonce(asked.nonce, number, place.certificate_der))
-        context = changed.get("context", node.verifier.context)
+        context = changed.get("context", node.verifier.context(node.number))
         return EvidenceShown(EVIDENCE_VERSION, make_evidence(log, nonce=nonce, context=context).encode())
 
 
@@ -202,7 +202,7 @@ async def test_a_log_of_another_key_is_refused(cluster):
             await wire.replica_hello(2)
             asked = await wire.receive(AskEvidence)
             nonce = evidence_nonce(asked.nonce, 2, cluster.cluster.replicas[2].certificate_der)
-            context = cluster.nodes[0].verifier.context
+            context = cluster.nodes[0].verifier.context(2)
             with open_log(cluster.folder(1) / "log") as log:
                 wire.send(EvidenceShown(1, make_evidence(log, nonce=nonce, context=context).encode()))
             assert (await wire.receive(Refused)).code == "appraisal"
@@ -221,7 +221,7 @@ async def test_evidence_of_another_backend_is_refused(cluster):
             await wire.replica_hello(2)
             asked = await wire.receive(AskEvidence)
             nonce = evidence_nonce(asked.nonce, 2, cluster.cluster.replicas[2].certificate_der)
-            evidence = make_evidence(other, nonce=nonce, context=cluster.nodes[0].verifier.context)
+            evidence = make_evidence(other, nonce=nonce, context=cluster.nodes[0].verifier.context(2))
             wire.send(EvidenceShown(1, evidence.encode()))
             assert (await wire.receive(Refused)).code == "appraisal"
         assert cluster.nodes[0].refusals["evidence-wrong-kind"] == 1

@@ -33,7 +33,7 @@ from replica.wire.changes import (
     parse_position,
 )
 from replica.wire.messages import Changes, Watch, WatchAck, WatchEnded, decode_message, encode_frame
-from tests.replica.core.support import make_genesis
+from tests.client.harness import make_genesis
 from tests.support.waiting import on_loop, until
 
 KEY = b"\x04" + bytes(64)

@@ -1,0 +1,287 @@
+"""`trustlog-replica member`: who the members are, and changing them while the cluster runs."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Group as Lines
+from rich.text import Text
+
+from replica.cli.options import PROGRAM
+from replica.cluster.clusterfile import CLUSTER_FILE_NAME, ClusterFile, log_kind_label
+from replica.cluster.home import SETTINGS_NAME
+from replica.cluster.keys import ClientKey, load_client_key
+from replica.cluster.memberlists import (
+    OWN_NAME,
+    encode_place,
+    load_present_cluster,
+    members_path,
+    seat_of,
+    write_links,
+)
+from replica.cluster.provision import OPERATOR_NAME, PublicPart, load_public_part
+from replica.core.members import MemberList, RefusedError, Seat, check_change
+from replica.operations.asking import Answer, Outcome, ask_all
+from replica.operations.changing import ChangeError, change, missing_of, refresh
+from trustlog import log_id
+from trustlog.cli.contract import CommandError, Exit, Output, example, grid, key_values, output_option
+
+DEADLINE_S = 60.0
+
+CLUSTER = click.argument("cluster", metavar="CLUSTER", type=click.Path(path_type=Path, exists=True))
+OPERATOR = click.option(
+    "--operator",
+    "operator_folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help=f"The folder of the operator's key.  [default: {OPERATOR_NAME} beside cluster.toml]",
+)
+REASON = click.option("--reason", default="", help="A few words that stay with the list for ever.")
+DEADLINE = click.option(
+    "--deadline",
+    "deadline_s",
+    type=click.FloatRange(1, 3600),
+    default=DEADLINE_S,
+    show_default=True,
+    help="Seconds until the new list must be in force.",
+)
+
+
+@click.group(
+    "member",
+    short_help="List, replace, add and remove replicas of a running cluster.",
+    epilog=example("trustlog-replica member list my-cluster"),
+)
+def member_commands() -> None:
+    """Change who the members of a running cluster are: ordered like any operation, proven to whoever asks later.
+
+    CLUSTER is cluster.toml or its directory. What followed cluster.toml is kept beside it, in cluster.members.toml:
+    give that file to your clients too.
+    """
+
+
+@member_commands.command(
+    "list", short_help="Say who the members are.", epilog=example("trustlog-replica member list my-cluster --update")
+)
+@CLUSTER
+@click.option("--update", is_flag=True, help="Write what is learnt into cluster.members.toml.")
+@DEADLINE
+@output_option
+def list_command(*, cluster: Path, update: bool, deadline_s: float, output: Output) -> None:
+    """Ask the replicas which lists of members followed, verify that, and say who the members are now."""
+    file = _file(cluster)
+    present = _refreshed(file, deadline_s)
+    if update and present.links:
+        _keep(file, present)
+    answers = asyncio.run(ask_all(present))
+    _show(output, present, answers)
+
+
+@member_commands.command(
+    "replace",
+    short_help="Put a replica with a new log in the place of one.",
+    epilog=example(
+        "trustlog-replica keygen my-cluster/new-2 --number 2 --address 192.0.2.13:7100",
+        "trustlog-replica member replace my-cluster my-cluster/new-2/replica-2.public.toml",
+        "trustlog-replica run my-cluster/new-2",
+    ),
+)
+@CLUSTER
+@click.argument("public_file", metavar="PUBLIC.toml", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@OPERATOR
+@REASON
+@DEADLINE
+@output_option
+def replace_command(
+    *,
+    cluster: Path,
+    public_file: Path,
+    operator_folder: Path | None,
+    reason: str,
+    deadline_s: float,
+    output: Output,
+) -> None:
+    """Replace the replica whose number PUBLIC.toml has: it lost its log, its TPM or its machine, or gets new keys.
+
+    Make PUBLIC.toml, with the new replica's folder, by keygen. Nothing that the old log says counts after the change.
+    """
+    file = _file(cluster)
+    present = _refreshed(file, deadline_s)
+    part = load_public_part(public_file)
+    if part.place.number >= present.genesis.n:
+        raise ChangeError(
+            f"{public_file}: there is no replica {part.place.number}; for more of them: {PROGRAM} member add"
+        )
+    seats = [seat_of(present, number) for number in range(present.genesis.n)]
+    seats[part.place.number] = _seat(part, present)
+    _change(output, file, present, seats, operator_folder, reason, deadline_s, [public_file])
+
+
+@member_commands.command(
+    "add",
+    short_help="Add two replicas.",
+    epilog=example("trustlog-replica member add my-cluster new-3/replica-3.public.toml new-4/replica-4.public.toml"),
+)
+@CLUSTER
+@click.argument(
+    "public_files", metavar="PUBLIC.toml PUBLIC.toml", nargs=2, type=click.Path(path_type=Path, exists=True)
+)
+@OPERATOR
+@REASON
+@DEADLINE
+@output_option
+def add_command(
+    *,
+    cluster: Path,
+    public_files: tuple[Path, ...],
+    operator_folder: Path | None,
+    reason: str,
+    deadline_s: float,
+    output: Output,
+) -> None:
+    """Add the two replicas of these public files, numbered n and n + 1: one more fault is borne from then on."""
+    file = _file(cluster)
+    present = _refreshed(file, deadline_s)
+    parts = sorted((load_public_part(path) for path in public_files), key=lambda part: part.place.number)
+    n = present.genesis.n
+    if [part.place.number for part in parts] != [n, n + 1]:
+        raise ChangeError(f"the two to be added must have the numbers {n} and {n + 1}; make them with {PROGRAM} keygen")
+    seats = [seat_of(present, number) for number in range(n)] + [_seat(part, present) for part in parts]
+    _change(output, file, present, seats, operator_folder, reason, deadline_s, public_files)
+
+
+@member_commands.command(
+    "remove",
+    short_help="Remove the two replicas with the highest numbers.",
+    epilog=example("trustlog-replica member remove my-cluster"),
+)
+@CLUSTER
+@OPERATOR
+@REASON
+@DEADLINE
+@output_option
+def remove_command(
+    *, cluster: Path, operator_folder: Path | None, reason: str, deadline_s: float, output: Output
+) -> None:
+    """Remove the two replicas with the highest numbers: one fault less is borne from then on.
+
+    Leave them running until `member list` shows that the others have gone over; then stop them for good.
+    """
+    file = _file(cluster)
+    present = _refreshed(file, deadline_s)
+    seats = [seat_of(present, number) for number in range(present.genesis.n - 2)]
+    _change(output, file, present, seats, operator_folder, reason, deadline_s, [])
+
+
+def _file(place: Path) -> Path:
+    return place / CLUSTER_FILE_NAME if place.is_dir() else place
+
+
+def _refreshed(file: Path, deadline_s: float) -> ClusterFile:
+    return asyncio.run(refresh(load_present_cluster(file), deadline_s))
+
+
+def _seat(part: PublicPart, present: ClusterFile) -> Seat:
+    return Seat(replace(part.member, since=present.genesis.list_number + 1), encode_place(part.place))
+
+
+def _keep(file: Path, present: ClusterFile) -> Path:
+    path = members_path(file)
+    try:
+        write_links(path, present.links)
+    except OSError as error:
+        raise CommandError(
+            f"{path}: cannot be written: {error.strerror}", f"write it later: {PROGRAM} member list {file} --update"
+        ) from error
+    return path
+
+
+def _operator(file: Path, folder: Path | None, present: ClusterFile) -> ClientKey:
+    if not present.genesis.operators:
+        raise ChangeError(
+            f"{file}: genesis.operators: this cluster was made without an operator's key, so its members stay as "
+            "they are"
+        )
+    key = load_client_key(folder or file.parent / OPERATOR_NAME)
+    if key.public_key not in present.genesis.operators:
+        raise ChangeError(
+            f"{folder or file.parent / OPERATOR_NAME}: this key is no operator's of the cluster of {file}"
+        )
+    return key
+
+
+def _change(
+    output: Output,
+    file: Path,
+    present: ClusterFile,
+    seats: Sequence[Seat],
+    operator_folder: Path | None,
+    reason: str,
+    deadline_s: float,
+    public_files: Sequence[Path],
+) -> None:
+    key = _operator(file, operator_folder, present)
+    wanted = MemberList(present.genesis.list_number + 1, 0, tuple(seats), reason)
+    try:
+        check_change(present.genesis, wanted, {})
+    except RefusedError as error:
+        raise ChangeError(str(error)) from error
+    answers = asyncio.run(ask_all(present))
+    alive = [answer.number for answer in answers if answer.outcome is Outcome.ANSWERED]
+    staying = [member.number for member in wanted.members if member in present.genesis.members]
+    after = wanted.genesis(present.genesis)
+    trouble = missing_of(present, staying, alive, max(present.genesis.quorum, after.quorum))
+    if trouble is not None:
+        raise CommandError(trouble, "see trustlog-replica status", Exit.NEGATIVE, code="not-enough-alive")
+    done = asyncio.run(change(present, key, wanted, deadline_s=deadline_s, say=lambda text: click.echo(text, err=True)))
+    kept = _keep(file, done)
+    data: dict[str, Any] = {"list": done.genesis.list_number, "after": done.genesis.base, "members_file": str(kept)}
+    steps = [_hand_over(public_file, done) for public_file in public_files]
+    steps.append(f"give {kept} to your clients, beside their cluster.toml")
+    data["next"] = steps
+    plain = [f"{name}={data[name]}" for name in ("list", "after", "members_file")]
+    output.result(data, plain, Lines(key_values({k: data[k] for k in ("list", "after")}), *map(Text, steps)))
+
+
+def _hand_over(public_file: Path, done: ClusterFile) -> str:
+    """Give the new replica the chain of lists, if its folder is here; return what is to be done next."""
+    folder = public_file.parent
+    if not (folder / SETTINGS_NAME).exists():
+        return f"copy the members file into the new replica's folder as {OWN_NAME}, then {PROGRAM} run it"
+    write_links(folder / OWN_NAME, done.links)
+    return f"next: {PROGRAM} run {folder}"
+
+
+def _show(output: Output, present: ClusterFile, answers: Sequence[Answer]) -> None:
+    genesis = present.genesis
+    rows: list[dict[str, Any]] = []
+    for place, member, answer in zip(present.replicas, genesis.members, answers, strict=True):
+        said = answer.report.get("members")
+        number = said.get("list") if isinstance(said, dict) else None
+        rows.append(
+            {
+                "number": place.number,
+                "address": place.address,
+                "since_list": member.since,
+                "log_backend": log_kind_label(member.log_kind),
+                "log_id": log_id(member.log_public_key).hex(),
+                "certificate_sha256": place.fingerprint.hex(),
+                "works_under_list": number if type(number) is int else None,
+                "problem": answer.problem,
+            }
+        )
+    data = {"list": genesis.list_number, "after": genesis.base, "f": genesis.f, "replicas": rows}
+    names = ("number", "address", "since_list", "log_backend", "log_id", "works_under_list", "problem")
+    plain = [" ".join("-" if row[name] in {None, ""} else str(row[name]) for name in names) for row in rows]
+    table = grid(
+        ["replica", "address", "since list", "log", "log id", "works under", "problem"],
+        [[f"{row[name]}"[:16] if name == "log_id" else _word(row[name]) for name in names] for row in rows],
+    )
+    summary = {"list": genesis.list_number, "in force after slot": genesis.base, "f": genesis.f}
+    output.result(data, plain, Lines(key_values(summary), table))
+
+
+def _word(value: object) -> str:
+    return "-" if value in {None, ""} else str(value)

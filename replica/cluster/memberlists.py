@@ -1,0 +1,165 @@
+"""Today's members of a cluster whose members changed: cluster.toml and the chain of member lists that follows it.
+
+cluster.toml, and with it the cluster's id, stays as it is for ever. What followed stands in a file of links, each of
+which proves the next list of members to whoever knows the one before (`replica.core.chain`):
+
+    format = 1
+    links = ["…", …]     hexadecimal, list 1 first
+
+A client finds it beside cluster.toml, as cluster.members.toml; a replica keeps its own, as members.toml in its folder,
+because that says under which list it has worked. Nothing in such a file is believed: it is verified each time it is
+read.
+
+What a list says of where a member is, its place (integers big-endian):
+
+    u16 length, address "host:port" in UTF-8    u16 length, TLS certificate (DER)    u8 1 if its log's enrolment was
+    shown
+"""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import tomli_w
+
+from replica.cluster.clusterfile import (
+    CLUSTER_FILE_NAME,
+    ClusterFile,
+    ClusterFileError,
+    ReplicaPlace,
+    check_unique,
+    load_any_cluster_file,
+    load_cluster_file,
+    parse_address,
+)
+from replica.cluster.identities import identity_of
+from replica.cluster.keys import certificate_public_key
+from replica.cluster.strict_toml import ConfigError, Table, parse_toml, read_bounded
+from replica.cluster.writing import write_over
+from replica.core.chain import LINK_BYTES_MAX, check_link, decode_link
+from replica.core.genesis import Genesis
+from replica.core.layout import LayoutError, Reader
+from replica.core.members import Seat
+from replica.core.proof import EntryProof
+from trustlog import VerificationError, verify_append
+
+FORMAT: Final = 1
+OWN_NAME: Final = "members.toml"
+LINKS_MAX: Final = 4096
+FILE_BYTES_MAX: Final = 64 * 1024 * 1024
+
+_HEADER: Final = """\
+# Which members followed those of cluster.toml. Public, and believed by nobody: whoever reads it verifies it.
+
+"""
+
+
+class EntryVerifier:
+    """Says whether a log of one list of members attested the entry that is shown."""
+
+    def __init__(self, genesis: Genesis) -> None:
+        self._identities = [identity_of(member) for member in genesis.members]
+        self._contexts = [genesis.context(member.since) for member in genesis.members]
+
+    def __call__(self, log: int, proof: EntryProof) -> bool:
+        """See `replica.core.checkpoint.VerifyProof`."""
+        try:
+            context = self._contexts[log]
+            verify_append(self._identities[log], proof.attestation, list(proof.digests), context=context)
+        except (VerificationError, IndexError):
+            return False
+        return True
+
+
+def encode_place(place: ReplicaPlace) -> bytes:
+    """Return the documented layout."""
+    address = place.address.encode()
+    parts = [struct.pack(">H", len(address)), address]
+    parts += [struct.pack(">H", len(place.certificate_der)), place.certificate_der, bytes([place.log_enrolled])]
+    return b"".join(parts)
+
+
+def decode_place(number: int, raw: bytes) -> ReplicaPlace:
+    """Decode the documented layout; LayoutError says what is wrong."""
+    reader = Reader(raw)
+    address, der = reader.take(reader.u16()), reader.take(reader.u16())
+    enrolled = reader.u8()
+    reader.finish()
+    try:
+        host, port = parse_address(address.decode())
+        certificate_public_key(der)
+    except ValueError as error:
+        raise LayoutError(f"the place of replica {number}: {error}") from error
+    return ReplicaPlace(number, host, port, der, bool(enrolled))
+
+
+def seat_of(cluster: ClusterFile, number: int) -> Seat:
+    """Return a present member as the next list names it."""
+    return Seat(cluster.genesis.members[number], encode_place(cluster.replicas[number]))
+
+
+def follow(cluster: ClusterFile, links: Sequence[bytes], name: str) -> ClusterFile:
+    """Return the cluster as it is after these links, which follow its present list; error texts call them `name`.
+
+    ClusterFileError if one of them does not prove what it says.
+    """
+    for raw in links:
+        before = cluster.genesis
+        try:
+            proven = check_link(decode_link(raw), before, EntryVerifier(before))
+            places = tuple(decode_place(i, seat.place) for i, seat in enumerate(proven.members.seats))
+            check_unique(places, name)
+        except (LayoutError, ConfigError) as error:
+            text = f"{name}: the link to list {before.list_number + 1} of members does not hold: {error}"
+            raise ClusterFileError(f"{text}; fetch it again: trustlog-replica member list --update") from error
+        lists = (*cluster.lists, proven.genesis)
+        cluster = replace(cluster, genesis=proven.genesis, replicas=places, lists=lists, links=(*cluster.links, raw))
+    return cluster
+
+
+def members_path(cluster_path: Path) -> Path:
+    """Return the file of links beside a cluster file."""
+    return cluster_path.with_name(f"{cluster_path.stem}.members.toml")
+
+
+def read_links(path: Path) -> tuple[bytes, ...]:
+    """Read a file of links; () if there is none; ConfigError says what is wrong. Nothing is verified here."""
+    if not path.exists():
+        return ()
+    table = Table(str(path), parse_toml(read_bounded(path, FILE_BYTES_MAX), str(path)).data)
+    table.integer("format", FORMAT, FORMAT)
+    links = table.hexadecimals("links", LINKS_MAX, LINK_BYTES_MAX)
+    table.finish()
+    return links
+
+
+def write_links(path: Path, links: Sequence[bytes]) -> None:
+    """Put a file of links in the place of the one there was, durably; OSError if that fails."""
+    document = {"format": FORMAT, "links": [raw.hex() for raw in links]}
+    write_over(path, (_HEADER + tomli_w.dumps(document)).encode(), 0o644)
+
+
+def load_present_cluster(path: Path) -> ClusterFile:
+    """Read a cluster file, or the one in a directory, and what followed it; ClusterFileError says what is wrong.
+
+    A cluster without trusted logs is refused, as by `load_cluster_file`.
+    """
+    return _followed_by(load_cluster_file(path), path)
+
+
+def load_any_present_cluster(path: Path) -> ClusterFile:
+    """Read what `load_present_cluster` does, or a PBFT cluster's file, which nothing follows."""
+    cluster = load_any_cluster_file(path)
+    return _followed_by(cluster, path) if cluster.has_logs else cluster
+
+
+def _followed_by(cluster: ClusterFile, path: Path) -> ClusterFile:
+    beside = members_path(path / CLUSTER_FILE_NAME if path.is_dir() else path)
+    try:
+        return follow(cluster, read_links(beside), str(beside))
+    except ClusterFileError:
+        raise
+    except ConfigError as error:
+        raise ClusterFileError(str(error)) from error

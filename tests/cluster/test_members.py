@@ -1,0 +1,272 @@
+"""Members of a running cluster are replaced, added and removed, by the commands that an operator types."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from client import Client
+from replica.cluster.clusterfile import load_cluster_file
+from replica.cluster.memberlists import load_present_cluster, members_path, read_links
+from replica.cluster.provision import make_client
+from replica.core.genesis import Limits
+from tests.support.cluster import Processes, environment
+from tests.support.waiting import on_loop_for, until
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+LIMITS = Limits(checkpoint_interval=16, window=32)
+DEADLINE_S = 60.0
+
+
+class Changing(Processes):
+    """A cluster whose replicas may have other folders than the first ones; `present` is what its members are now."""
+
+    def __init__(self, directory, **options) -> None:
+        self.moved: dict[int, str] = {}
+        super().__init__(directory, limits=LIMITS, **options)
+
+    def folder(self, number):
+        return self.directory / self.moved.get(number, f"replica-{number}")
+
+    @property
+    def file(self):
+        return self.directory / "cluster.toml"
+
+    def present(self):
+        return load_present_cluster(self.file)
+
+    def make(self, number, name):
+        """Make a new replica's folder as an operator does; return its public file."""
+        self.moved[number] = name
+        port = free_port()
+        done = self.command("keygen", self.directory / name, "--number", number, "--address", f"127.0.0.1:{port}")
+        assert done.returncode == 0, done.stderr
+        return self.directory / name / f"replica-{number}.public.toml"
+
+    def command(self, *words):
+        command = [sys.executable, "-m", "replica.cli.main", *map(str, words)]
+        return subprocess.run(command, check=False, env=environment(), capture_output=True, text=True, timeout=120)
+
+    def member(self, *words, expected=0):
+        done = self.command("member", *words)
+        assert done.returncode == expected, done.stdout + done.stderr
+        return done
+
+    def listed(self):
+        return json.loads(self.member("list", self.directory, "-o", "json").stdout)
+
+    async def until_all_are_over(self, number):
+        async def over():
+            listed = await asyncio.to_thread(self.listed)
+            return listed["list"] == number and all(one["works_under_list"] == number for one in listed["replicas"])
+
+        await until(over, f"all members work under list {number}", DEADLINE_S)
+
+    def client_now(self, **options) -> Client:
+        return Client(self.present(), self.key(), deadline_s=30.0, **options)
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        return holder.getsockname()[1]
+
+
+class Load:
+    """Clients that count up, one number after the other; whatever fails ends the test."""
+
+    def __init__(self, client, name) -> None:
+        self.total = 0
+        self._client, self._name = client, name
+        self._ended = asyncio.Event()
+
+    async def work(self):
+        while not self._ended.is_set():
+            assert await self._client.incr(self._name) == self.total + 1
+            self.total += 1
+
+    async def more(self, count=20):
+        wanted = self.total + count
+        await until(lambda: self.total >= wanted, f"{count} more are done", 60)
+
+    def end(self):
+        self._ended.set()
+
+
+async def under_load(cluster, script, count=2):
+    """Run `script` in a thread while clients, who know of the first list only, count up; nothing may fail."""
+    async with cluster.client(deadline_s=30.0) as client:
+        loads = [Load(client, f"counter-{i}") for i in range(count)]
+        async with asyncio.TaskGroup() as group:
+            for load in loads:
+                group.create_task(load.work())
+            for load in loads:
+                await load.more()
+            await asyncio.to_thread(script)
+            for load in loads:
+                await load.more()
+                load.end()
+    return [load.total for load in loads]
+
+
+def test_who_lost_everything_is_back_with_three_commands(tmp_path):
+    """Under load, and no request fails; then the new replica bears the fault of an old one."""
+    with Changing(tmp_path / "c") as cluster:
+        cluster.start_and_wait()
+        cluster.kill(2)
+        shutil.rmtree(cluster.folder(2))
+
+        def repair():
+            public = cluster.make(2, "new-2")
+            cluster.member("replace", cluster.directory, public, "--reason", "its disk is gone")
+            cluster.start(2)
+
+        @on_loop_for(DEADLINE_S * 4)
+        async def use():
+            totals = await under_load(cluster, repair)
+            await cluster.until_all_are_over(1)
+            cluster.kill(0)
+            async with cluster.client_now() as client:
+                for i, total in enumerate(totals):
+                    assert await client.incr(f"counter-{i}") == total + 1
+            cluster.start(0)
+            await cluster.until_all_are_over(1)
+
+        use()
+        listed = cluster.listed()
+        assert [one["since_list"] for one in listed["replicas"]] == [0, 0, 1]
+        # cluster.toml, and with it the cluster's id, stays as it was.
+        assert load_cluster_file(cluster.file).cluster_id == cluster.present().cluster_id
+        assert load_cluster_file(cluster.file).genesis != cluster.present().genesis
+
+
+def test_two_more_and_two_less(tmp_path):
+    with Changing(tmp_path / "c") as cluster:
+        cluster.start_and_wait()
+
+        def grow():
+            publics = [cluster.make(number, f"new-{number}") for number in (3, 4)]
+            cluster.member("add", cluster.directory, *publics)
+            cluster.start(3, 4)
+
+        @on_loop_for(DEADLINE_S * 4)
+        async def use():
+            totals = await under_load(cluster, grow)
+            await cluster.until_all_are_over(1)
+            # Two faults are borne now.
+            for number in (0, 3):
+                cluster.kill(number)
+            async with cluster.client_now() as client:
+                assert await client.incr("counter-0") == totals[0] + 1
+            cluster.start(0, 3)
+            await cluster.until_all_are_over(1)
+            await asyncio.to_thread(cluster.member, "remove", cluster.directory)
+            await cluster.until_all_are_over(2)
+            cluster.wait_logged(4, "no member any more")
+            for number in (3, 4):
+                assert cluster.kill(number, signal.SIGTERM) == 0
+            cluster.kill(1)
+            async with cluster.client_now() as client:
+                assert await client.incr("counter-0") == totals[0] + 2
+
+        use()
+        assert cluster.listed()["f"] == 1
+
+
+def test_who_was_away_finds_the_new_list_and_its_state(tmp_path):
+    """Others forgot what it lacks, so it begins anew under today's list; a client's folder can be brought up to date."""
+    with Changing(tmp_path / "c", f=2) as cluster:
+        cluster.set(retain_mib=0)
+        cluster.start_and_wait()
+        cluster.kill(1)
+        cluster.kill(4)
+        shutil.rmtree(cluster.folder(4))
+
+        @on_loop_for(DEADLINE_S * 4)
+        async def use():
+            public = await asyncio.to_thread(cluster.make, 4, "new-4")
+            await asyncio.to_thread(cluster.member, "replace", cluster.directory, public)
+            cluster.start(4)
+            async with cluster.client_now() as client:
+                # Milestones are every eighth checkpoint: what was before the second one is gone.
+                for number in range(16 * 8 * 3):
+                    await client.put(f"key-{number}", f"{number}")
+            cluster.start(1)
+            await cluster.until_all_are_over(1)
+            assert "beginning anew" in cluster.log_text(1)
+            # Now it counts: without it, and two others, nothing would be decided.
+            for number in (0, 2):
+                cluster.kill(number)
+            async with cluster.client_now() as client:
+                assert await client.get("key-7") == b"7"
+
+        use()
+        elsewhere = tmp_path / "a client"
+        elsewhere.mkdir()
+        shutil.copy(cluster.file, elsewhere)
+        make_client(elsewhere / "client")
+        cluster.start(0)
+        cluster.member("list", elsewhere, "--update")
+        assert read_links(members_path(elsewhere / "cluster.toml")) == cluster.present().links
+
+
+def test_all_killed_while_they_go_over(tmp_path):
+    with Changing(tmp_path / "c") as cluster:
+        cluster.start_and_wait()
+        public = cluster.make(2, "new-2")
+        child = subprocess.Popen(
+            [sys.executable, "-m", "replica.cli.main", "member", "replace", str(cluster.directory), str(public)],
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+        @on_loop_for(DEADLINE_S * 4)
+        async def use():
+            own = [cluster.directory / f"replica-{i}" / "members.toml" for i in (0, 1)]
+            await until(lambda: any(path.exists() for path in own), "one of them goes over", 60)
+            for number in (0, 1, 2):
+                os.kill(cluster.pid(number), signal.SIGKILL)
+            cluster.stop()
+            cluster.start(0, 1)
+            assert await asyncio.to_thread(child.wait, 90) == 0
+            cluster.start(2)
+            await cluster.until_all_are_over(1)
+            async with cluster.client_now() as client:
+                assert await client.incr("n") == 1
+
+        try:
+            use()
+        finally:
+            child.kill()
+            child.wait(timeout=20)
+
+
+def test_what_is_refused(tmp_path):
+    with Changing(tmp_path / "c") as cluster:
+        cluster.start_and_wait()
+        public = cluster.make(2, "new-2")
+        make_client(tmp_path / "somebody")
+        done = cluster.member("replace", cluster.directory, public, "--operator", tmp_path / "somebody", expected=2)
+        assert "no operator's" in done.stderr
+        far = cluster.make(3, "new-3")
+        assert "there is no replica 3" in cluster.member("replace", cluster.directory, far, expected=2).stderr
+        assert "numbers 3 and 4" in cluster.member("add", cluster.directory, public, far, expected=2).stderr
+        done = cluster.member("remove", cluster.directory, expected=2)
+        assert "2f + 1" in done.stderr
+        cluster.moved.clear()
+        cluster.kill(1)
+        done = cluster.member("replace", cluster.directory, public, expected=1)
+        assert "1 of the replicas that stay answer, 2 must" in done.stderr
+        assert not members_path(cluster.file).exists()
+        cluster.kill(0)
+        done = cluster.member("list", cluster.directory, "--deadline", "2", expected=2)
+        assert "within 2 s" in done.stderr
+        assert "replica 0" in done.stderr
