@@ -34,8 +34,9 @@ from replica.cluster.provision import (
     make_client,
     replica_folder_name,
 )
+from replica.core.genesis import PUBLIC_KEY_SIZE
 from replica.core.quorum import FAULTS_MAX
-from trustlog import BackendKind, log_id
+from trustlog import BackendKind, VerificationError, VerifyingKey, log_id
 from trustlog.cli.contract import Output, example, grid, key_values, output_option
 from trustlog.tpm.chain import PCR_DEFAULT, PCR_MAX
 from trustlog.tpm.folder import DEFAULT_ADDRESS
@@ -191,6 +192,13 @@ def client_key_command(*, directory: Path, output: Output) -> None:
     multiple=True,
     help="For each TPM log: the replica's number, and the file that `trustlog tpm accept` wrote when you enrolled it.",
 )
+@click.option(
+    "--operator",
+    "operators",
+    metavar="HEX",
+    multiple=True,
+    help="The public key (client-key makes one) of who may change the members later; without any, nobody can.",
+)
 @agreed_options
 @output_option
 def assemble_command(
@@ -201,6 +209,7 @@ def assemble_command(
     ordering: str,
     application: str,
     enrolled: tuple[tuple[int, Path], ...],
+    operators: tuple[str, ...],
     output: Output,
 ) -> None:
     """Write the cluster file from the public files of replicas 0 to 2f.
@@ -210,7 +219,15 @@ def assemble_command(
     if len(dict(enrolled)) != len(enrolled):
         raise click.UsageError("--enrolled names a replica twice: give one file for each")
     order = ORDERINGS[ordering]
-    cluster = assemble(public_files, out, name=name, ordering=order, application=application, enrolled=dict(enrolled))
+    cluster = assemble(
+        public_files,
+        out,
+        name=name,
+        ordering=order,
+        application=application,
+        enrolled=dict(enrolled),
+        operators=tuple(map(_operator_key, operators)),
+    )
     _show_cluster(output, cluster, out, None)
     if cluster.not_enrolled:
         click.echo(
@@ -219,6 +236,18 @@ def assemble_command(
             "(trustlog tpm), and assemble with --enrolled",
             err=True,
         )
+
+
+def _operator_key(text: str) -> bytes:
+    try:
+        key = bytes.fromhex(text)
+        VerifyingKey.from_bytes(key)
+    except (ValueError, VerificationError):
+        raise click.UsageError(
+            f"--operator {text[:20]}…: no public key; give the {2 * PUBLIC_KEY_SIZE} hexadecimal digits that "
+            f"{PROGRAM} client-key shows"
+        ) from None
+    return key
 
 
 def _backend(name: str, *, encrypt_store: bool) -> BackendKind:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from replica.core.checkpoint import Header, VerifyProof, check_certificate, decode_header, state_digest
 from replica.core.genesis import Genesis
 from replica.core.layout import LayoutError, Reader
-from replica.core.logstate import founding_states
+from replica.core.logstate import LogState, founding_states
 from replica.core.members import MemberList, decode_members
 from replica.core.proof import PROOF_BYTES_MAX
 from replica.core.quorum import FAULTS_MAX, replica_count
@@ -122,10 +122,15 @@ def found(snapshot: Snapshot, genesis: Genesis, heads: Sequence[bytes]) -> Snaps
     header, membership = snapshot.header, snapshot.executor.membership
     if header.slot != genesis.base or membership.number != genesis.list_number:
         raise LayoutError(f"the state after slot {header.slot} is not what list {genesis.list_number} begins with")
-    stays = [member.since < genesis.list_number for member in genesis.members]
+    founding, states = founding_of(header, genesis, heads)
+    return Snapshot(founding, snapshot.certificate, states, (), snapshot.executor, founded=header.digest)
+
+
+def founding_of(header: Header, genesis: Genesis, heads: Sequence[bytes]) -> tuple[Header, tuple[LogState, ...]]:
+    """Return where the list of `genesis` begins, from the last header of the list before; heads: as for `found`."""
     cut = _cut_from(header, genesis)
+    stays = [member.since < genesis.list_number for member in genesis.members]
     at = tuple(header.heads[i] if staying else heads[i] for i, staying in enumerate(stays))
     states = tuple(founding_states(cut, genesis.base))
     digests = tuple(state_digest(state.encode()) for state in states)
-    founding = replace(header, cut=cut, heads=at, logs=digests, list_number=genesis.list_number)
-    return Snapshot(founding, snapshot.certificate, states, (), snapshot.executor, founded=snapshot.header.digest)
+    return replace(header, cut=cut, heads=at, logs=digests, list_number=genesis.list_number), states

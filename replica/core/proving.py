@@ -13,6 +13,7 @@ certificate's q logs belong to faulty replicas.
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from replica.core.carry import carry
@@ -26,6 +27,7 @@ from replica.core.entries import (
     Prepare,
     VerifyEnvelope,
     decode_entry,
+    decode_joining,
     decode_judged,
 )
 from replica.core.evidence import EVIDENCE_BYTES_MAX, Basis, Claim, Evidence, Kind, decode_evidence
@@ -73,17 +75,31 @@ class Keys(Protocol):
 Source = Callable[[int, int], Iterator[VerifiedGroup]]
 
 
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """Where a list of members begins, verified by whoever made it. ends: index and head of every log there."""
+
+    slot: int
+    states: tuple[LogState, ...]
+    ends: tuple[tuple[int, bytes], ...]
+
+
 class Replay:
     """Reads logs from a basis on, as every replica does, without executing anything."""
 
-    def __init__(self, genesis: Genesis, keys: Keys, basis: Basis | None, verify_envelope: VerifyEnvelope) -> None:
+    def __init__(
+        self, genesis: Genesis, keys: Keys, basis: Basis | Ground | None, verify_envelope: VerifyEnvelope
+    ) -> None:
         self._genesis = genesis
         self._cluster_id = genesis.cluster_id()
         self._verify_envelope = verify_envelope
         self._slot = 0  # of the basis
         self._ends = [(0, head) for head in keys.initial_heads()]
         self.states = initial_states(genesis.n)
-        if basis is not None:
+        if isinstance(basis, Ground):
+            self.states = [state.copy() for state in basis.states]
+            self._slot, self._ends = basis.slot, list(basis.ends)
+        elif basis is not None:
             self._begin(basis, keys)
         self._unread: list[deque[tuple[int, bytes]]] = [deque() for _ in self.states]
         self._looked_at: dict[int, Entry] = {}
@@ -147,9 +163,7 @@ class Replay:
         """Read the next entry of `log`; return what is wrong with it, a lie included, or what it waits for."""
         _, payload = self._unread[log][0]
         try:
-            entry = self._looked_at.get(log) or decode_judged(
-                payload, self._genesis, self._cluster_id, self._verify_envelope
-            )
+            entry = self._looked_at.get(log) or self._decode(log, payload)
         except LayoutError as error:
             self._stopped.add(log)
             return Violation(MALFORMED, str(error))
@@ -171,6 +185,11 @@ class Replay:
         if carried is not None:
             apply_opening(self.states[log], self.states[log].view, carried)
         return lie
+
+    def _decode(self, log: int, payload: bytes) -> Entry:
+        if not self.states[log].joined:
+            return decode_joining(payload, self._genesis)
+        return decode_judged(payload, self._genesis, self._cluster_id, self._verify_envelope)
 
     def _lie(self, log: int, entry: Entry) -> Violation | None:
         """Return what is false in a vote; votes up to the basis' slot are pruned, and nobody can tell."""

@@ -20,13 +20,16 @@ from pathlib import Path
 from typing import Final
 
 from replica.cluster.home import ReplicaHome
+from replica.cluster.memberlists import EntryVerifier
 from replica.core.batch import decode_batch
+from replica.core.chain import founding_of
 from replica.core.checkpoint import check_certificate, decode_header, state_digest
 from replica.core.entries import decode_judged
 from replica.core.evidence import Basis
+from replica.core.genesis import Genesis
 from replica.core.group import VerifiedGroup
 from replica.core.layout import LayoutError
-from replica.core.proving import Replay
+from replica.core.proving import Ground, Replay
 from replica.core.rules import Violation, Wait
 from replica.shell.atrest import CLEAR, Clear
 from replica.shell.sqlitefile import StoreError
@@ -113,7 +116,7 @@ class Audit:
 class _RuleReader(Replay):
     """Reads logs by the protocol's rules and keeps every violation, instead of stopping at the one in question."""
 
-    def __init__(self, home: ReplicaHome, keys: GroupVerifier, basis: Basis | None) -> None:
+    def __init__(self, home: ReplicaHome, keys: GroupVerifier, basis: Basis | Ground | None) -> None:
         super().__init__(home.cluster.genesis, keys, basis, EnvelopeVerifier())
         self.violations: list[tuple[int, int, Violation]] = []
 
@@ -174,7 +177,7 @@ class _FolderAudit:
 
     # The state
 
-    def _state(self) -> Basis | None:
+    def _state(self) -> Basis | Ground | None:
         path = self._home.state_path
         if not path.exists():
             return None
@@ -189,11 +192,20 @@ class _FolderAudit:
             self._fault(path, "its structure", str(error), _DAMAGED)
         return None
 
-    def _milestone(self, view: PinnedState) -> Basis | None:
-        genesis = self._home.cluster.genesis
+    def _said_under(self, view: PinnedState) -> Genesis:
+        """Return the list of members under which the milestone was said: the present one's, or it begins with it."""
+        before = self._home.cluster.before
+        if before is not None:
+            with suppress(LayoutError):
+                if decode_header(view.header, before.n).list_number == before.list_number:
+                    return before
+        return self._home.cluster.genesis
+
+    def _milestone(self, view: PinnedState) -> Basis | Ground | None:
+        genesis = self._said_under(view)
         try:
             header = decode_header(view.header, genesis.n)
-            check_certificate(view.certificate, header, genesis, self._verifier.entry)
+            check_certificate(view.certificate, header, genesis, EntryVerifier(genesis))
             if tuple(map(state_digest, view.logs)) != header.logs:
                 raise LayoutError("the logs' reduced states are not those that a quorum attested")  # noqa: TRY301
             for raw in view.batches:
@@ -212,12 +224,17 @@ class _FolderAudit:
                     self._fault(view.path, name, "does not have the digest that a quorum attested", _DAMAGED)
             except StateDamagedError as error:
                 self._fault(view.path, name, str(error), _DAMAGED)
+        present = self._home.cluster.genesis
+        if genesis is not present:
+            founding, states = founding_of(header, present, self._verifier.initial_heads())
+            self._starts = list(zip(founding.cut, founding.heads, strict=True))
+            return Ground(header.slot, states, tuple(self._starts))
         self._starts = list(zip(header.cut, header.heads, strict=True))
         return Basis(view.header, view.certificate, view.logs)
 
     # The logs
 
-    def _logs(self, db: sqlite3.Connection, basis: Basis | None) -> None:
+    def _logs(self, db: sqlite3.Connection, basis: Basis | Ground | None) -> None:
         logs = range(len(self.found.logs))
         reader = self._reader(basis)
         groups = {log: self._groups(db, log) for log in logs}
@@ -244,7 +261,7 @@ class _FolderAudit:
                 moved = True
         self._conclude(reader)
 
-    def _reader(self, basis: Basis | None) -> _RuleReader:
+    def _reader(self, basis: Basis | Ground | None) -> _RuleReader:
         try:
             return _RuleReader(self._home, self._verifier, basis)
         except LayoutError as error:

@@ -7,6 +7,7 @@ however old it is. What is in it is what a replica can lose and have again:
 
     manifest.json             what this is, whose, how far the own log reached, size and SHA-256 of every file below
     replica.toml, cluster.toml, log.pub
+    members.toml              which members followed those of cluster.toml, if any did
     tls.key, tls.crt          the key to the replica's connections: keep a backup as secret as the folder
     store.sqlite              every log's groups, from before which peers need nothing
     state.sqlite              the newest durable milestone
@@ -41,6 +42,7 @@ from replica.cluster.home import (
     TLS_KEY_NAME,
     ReplicaHome,
 )
+from replica.cluster.memberlists import OWN_NAME
 from replica.core.genesis import MIB
 from replica.shell.evidence import FILE_NAME, EvidenceFolder
 from replica.shell.sqlitefile import sync_directory
@@ -53,7 +55,7 @@ MANIFEST_BYTES_MAX: Final = MIB
 SMALL_NAMES: Final = (SETTINGS_NAME, CLUSTER_FILE_NAME, LOG_PUBLIC_KEY_NAME, TLS_KEY_NAME, TLS_CERTIFICATE_NAME)
 DATABASE_NAMES: Final = (STORE_NAME, STATE_NAME)
 SMALL_BYTES_MAX: Final = MIB
-EVIDENCE_BYTES_MAX: Final = 65 * MIB
+EVIDENCE_BYTES_MAX: Final = 65 * MIB  # also of what followed cluster.toml
 CHUNK: Final = MIB
 
 
@@ -217,6 +219,8 @@ def _sources(home: ReplicaHome, work: Path) -> Iterator[tuple[str, Path]]:
         home.certificate_path,
     )
     yield from zip(SMALL_NAMES, small, strict=True)
+    if home.members_path.exists():
+        yield OWN_NAME, home.members_path
     yield from ((name, work / name) for name in DATABASE_NAMES if (work / name).exists())
     yield from ((f"{EVIDENCE_NAME}/{file.name}", file) for file in EvidenceFolder(home.evidence_path).files())
 
@@ -251,7 +255,7 @@ def _member(name: str, size: int) -> tarfile.TarInfo:
 
 
 def _allowed(name: str) -> str:
-    if name not in SMALL_NAMES and name not in DATABASE_NAMES and not is_evidence(name):
+    if name not in {*SMALL_NAMES, *DATABASE_NAMES, OWN_NAME} and not is_evidence(name):
         raise ValueError(f"a file {name!r}, which no backup holds")
     return name
 

@@ -40,6 +40,7 @@ from replica.cluster.home import (
     load_settings,
 )
 from replica.cluster.keys import write_new
+from replica.cluster.memberlists import OWN_NAME
 from replica.operations.backup import (
     CHUNK,
     DATABASE_NAMES,
@@ -61,7 +62,8 @@ from trustlog import BackendKind, TrustLogError
 
 _NEW_LOG: Final = (
     "no copy may stand in for a log: it would say again, and differently, what it said already, and be exposed for "
-    "ever. Make a new log (trustlog-replica keygen in a new folder) and have it take this one's place in the cluster"
+    "ever. Make a new log (trustlog-replica keygen in a new folder) and have it take this one's place in the cluster "
+    "(trustlog-replica member replace)"
 )
 
 
@@ -111,7 +113,8 @@ def _manifest(opened: tarfile.TarFile) -> Manifest:
     if missing := set(manifest.files) - seen:
         raise BackupError(f"cut off: {', '.join(sorted(missing))} are missing")
     for name, (size, _) in manifest.files.items():
-        limit = SMALL_BYTES_MAX if name in SMALL_NAMES else EVIDENCE_BYTES_MAX if is_evidence(name) else size
+        large = is_evidence(name) or name == OWN_NAME
+        limit = SMALL_BYTES_MAX if name in SMALL_NAMES else EVIDENCE_BYTES_MAX if large else size
         if size > limit:
             raise BackupError(f"{name} has {size} bytes, the limit is {limit}")
     return manifest
@@ -156,6 +159,8 @@ def _fill(opened: tarfile.TarFile, manifest: Manifest, building: Path, written: 
     """Put the small files into a new folder, and cluster.toml where they expect it, unless one is there."""
     for name in (SETTINGS_NAME, TLS_KEY_NAME, TLS_CERTIFICATE_NAME):
         write_new(building / name, _small(opened, manifest, name), 0o600)
+    if OWN_NAME in manifest.files:
+        write_new(building / OWN_NAME, _small(opened, manifest, OWN_NAME), 0o644)
     settings = load_settings(building / SETTINGS_NAME)
     if settings.trusted_log.socket is None:
         in_tpm = settings.trusted_log.backend is BackendKind.TPM

@@ -11,12 +11,14 @@ import sys
 import pytest
 
 from client import Client
+from client.receipts import verify
 from replica.cluster.clusterfile import load_cluster_file
 from replica.cluster.memberlists import load_present_cluster, members_path, read_links
 from replica.cluster.provision import make_client
 from replica.core.genesis import Limits
 from tests.support.cluster import Processes, environment
 from tests.support.waiting import on_loop_for, until
+from trustlog import VerificationError
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 LIMITS = Limits(checkpoint_interval=16, window=32)
@@ -128,20 +130,34 @@ def test_who_lost_everything_is_back_with_three_commands(tmp_path):
             cluster.member("replace", cluster.directory, public, "--reason", "its disk is gone")
             cluster.start(2)
 
+        receipts = []
+
         @on_loop_for(DEADLINE_S * 4)
         async def use():
+            async with cluster.client_now() as client:
+                receipts.append((await client.with_receipt(lambda calls: calls.put("k", "old")))[1])
             totals = await under_load(cluster, repair)
             await cluster.until_all_are_over(1)
             cluster.kill(0)
             async with cluster.client_now() as client:
                 for i, total in enumerate(totals):
                     assert await client.incr(f"counter-{i}") == total + 1
+                # With replica 0 away, the new log is one of the two that attest it.
+                receipts.append((await client.with_receipt(lambda calls: calls.put("k", "new")))[1])
             cluster.start(0)
             await cluster.until_all_are_over(1)
 
         use()
         listed = cluster.listed()
         assert [one["since_list"] for one in listed["replicas"]] == [0, 0, 1]
+        assert {entry.member for entry in receipts[1].entries} == {1, 2}
+        for receipt in receipts:
+            verify(receipt.encode(), cluster.file)
+        shutil.copy(cluster.file, tmp_path)
+        with pytest.raises(VerificationError):
+            verify(receipts[1].encode(), tmp_path / "cluster.toml")
+        audited = cluster.command("audit", *(cluster.folder(number) for number in range(3)))
+        assert audited.returncode == 0, audited.stdout + audited.stderr
         # cluster.toml, and with it the cluster's id, stays as it was.
         assert load_cluster_file(cluster.file).cluster_id == cluster.present().cluster_id
         assert load_cluster_file(cluster.file).genesis != cluster.present().genesis

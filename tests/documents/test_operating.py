@@ -30,14 +30,37 @@ def run(line, cwd):
     )
 
 
+class Renewed(Processes):
+    """A cluster in which a replica's folder may have another name."""
+
+    new: tuple[int, str] | None = None
+
+    def folder(self, number):
+        name = self.new[1] if self.new is not None and self.new[0] == number else f"replica-{number}"
+        return self.directory / name
+
+    def start_new(self, number, name):
+        self.kill(number)
+        self.new = (number, name)
+        self.start(number)
+
+
+def until_all_work_under(number, cwd):
+    def all_do():
+        done = run("trustlog-replica member list my-cluster -o json", cwd)
+        return {one["works_under_list"] for one in json.loads(done.stdout)["replicas"]} == {number}
+
+    wait_for(all_do, f"all work under list {number}", 60)
+
+
 @pytest.mark.timeout(300)
 def test_every_command_of_the_page(tmp_path):
     cwd = tmp_path / "a b"
     cwd.mkdir()
     lines = commands(PAGE)
-    assert len(lines) == 16
+    assert len(lines) == 20
     ran = []
-    with Processes(cwd / "my-cluster") as cluster:
+    with Renewed(cwd / "my-cluster") as cluster:
         cluster.start_and_wait()
         for number in range(3):
             health = f"trustlog-replica health my-cluster/replica-{number}"
@@ -46,6 +69,11 @@ def test_every_command_of_the_page(tmp_path):
             if " restore " in line:  # as the page says: stopped, and its databases lost
                 cluster.kill(1, signal.SIGTERM)
                 (cluster.folder(1) / "store.sqlite").unlink()
+            if " run " in line:
+                cluster.start_new(2, line.rsplit("/", 1)[1])
+                until_all_work_under(1, cwd)
+                ran.append(line)
+                continue
             done = run(line, cwd)
             assert done.returncode == 0, (line, done.stdout, done.stderr)
             ran.append(line)

@@ -11,6 +11,7 @@ from replica.core.entries import (
     PrePrepare,
     Skipped,
     Suspect,
+    ViewChange,
     decode_entry,
     decode_joining,
 )
@@ -115,11 +116,13 @@ def test_the_first_word_under_a_new_list_is_its_checkpoint():
     lone = Lone(make_core(genesis, 2, snapshot=first, live=False), log)
     lone.tick()
     assert not lone.of(Append)
+    for state in lone.core._known.states[:2]:
+        state.view, state.joined = 1, True  # a quorum has left view 0: this replica owes a VIEW-CHANGE, but not yet
     lone.handle(Recovered(0, log.head), PeerHolds(0, 2, 1, 0))
     said = [decode_entry(p, genesis, genesis.cluster_id()) for append in lone.of(Append) for p in append.payloads]
-    assert said == [Checkpoint(E, last.header.digest)]
+    assert said == [Checkpoint(E, last.header.digest), ViewChange(1)]
     assert lone.core._known.states[2].joined
-    assert (lone.core.executed, lone.core.stable, lone.core.view, lone.core.ends) == (E, E, 0, None)
+    assert (lone.core.executed, lone.core.stable, lone.core.view, lone.core.ends) == (E, E, 1, None)
 
 
 def test_without_a_state_nothing_is_read_or_said_but_a_state_is_asked_for():
@@ -141,6 +144,8 @@ def test_the_last_state_of_the_list_before_is_what_it_takes():
     assert [effect.slot for effect in effects if hasattr(effect, "slot")], "it asks for its parts"
     other = make_core(G, 1)
     other.handle(Tick(1000, 0))
+    asked = other.handle(PeerHolds(0, 2, 50, 60))
+    assert {effect.ask for effect in asked if isinstance(effect, AskCheckpoint)} == {0, 2}
     assert not other.handle(CheckpointOffered(0, last.header, last.certificate, before=G)), "nobody else takes it"
     assert not [effect for effect in effects if isinstance(effect, Install | PartReceived)]
 
@@ -173,6 +178,10 @@ def test_a_list_ends_when_its_last_slot_is_stable_and_its_milestone_is_kept():
     cluster.tick(900_000)
     cluster.run()
     assert [core.received(core.number) for core in cluster.cores.values()] == before
+    read = cluster.cores[1].read(0)
+    cluster.publish(cluster.logs[0].append((Suspect(0).encode(),)))
+    cluster.run()
+    assert cluster.cores[1].read(0) == read, "what follows is of the next list"
     for number in range(3):
         assert not [effect for effect in cluster.effects[number] if isinstance(effect, Exposed)]
         assert len([effect for effect in cluster.effects[number] if isinstance(effect, Executed)]) == last
