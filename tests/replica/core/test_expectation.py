@@ -7,11 +7,14 @@ import pytest
 from replica.apps import kv
 from replica.core import expectation as module
 from replica.core.batch import Batch, make_batch
+from replica.core.entries import SUSPECT
 from replica.core.envelope import Envelope
+from replica.core.events import Append, Relay, RequestReceived
 from replica.core.expectation import BEGIN_TIMES, END_TIMES, MISS, MISSES_MAX, OVERTAKEN_MAX, Expectation
 from replica.core.patience import Patience
 from replica.core.requests import RequestQueue
-from tests.replica.core.harness import FakeClient, make_genesis
+from tests.replica.core.harness import FakeClient, make_core, make_genesis
+from tests.replica.core.support import Lone
 
 G = make_genesis()
 FIRST = 1000
@@ -374,3 +377,65 @@ def test_a_new_view_counts_anew():
     waiting = watched.requests.oldest()
     assert waiting is not None
     assert (waiting.overtaken, waiting.relayed_ms) == (0, None)
+
+
+# The core: who asks, of whom, and when not.
+
+
+def test_a_backup_says_suspect_of_a_primary_that_disappoints_and_says_it_once(monkeypatch: pytest.MonkeyPatch):
+    lone = Lone(make_core(G, 2))
+    monkeypatch.setattr(Expectation, "is_disappointed", lambda *_: True)
+    lone.tick(50)
+    lone.tick(50)
+    assert [payload[0] for effect in lone.of(Append) for payload in effect.payloads] == [SUSPECT]
+
+
+def test_a_primary_does_not_judge_itself(monkeypatch: pytest.MonkeyPatch):
+    lone = Lone(make_core(G, 0))
+    monkeypatch.setattr(Expectation, "is_disappointed", lambda *_: True)
+    lone.tick(50)
+    assert not lone.of(Append)
+
+
+def test_a_request_counts_from_when_it_was_handed_to_the_primary_first():
+    lone = Lone(make_core(G, 2))
+    lone.tick(50)
+    envelope = FakeClient(G).operations(kv.get(b"k"))
+    lone.handle(RequestReceived(envelope, relayed=False))
+    waiting = lone.core._known.requests.find(envelope)
+    assert waiting is not None
+    assert waiting.relayed_ms == 50
+    lone.tick(400)
+    assert len(lone.of(Relay)) == 2
+    assert waiting.relayed_ms == 50
+
+
+def test_what_is_executed_is_noted_before_it_is_forgotten(monkeypatch: pytest.MonkeyPatch):
+    seen: list[int] = []
+    monkeypatch.setattr(Expectation, "executed", lambda _, batch, requests, now_ms: seen.append(len(requests)))
+    core = make_core(G, 2)
+    envelope = FakeClient(G).operations(kv.get(b"k"))
+    core._known.requests.add(envelope, 0)
+    core._execute(1, make_batch(0, (), [envelope]))
+    assert seen == [1]
+    assert len(core._known.requests) == 0
+    assert core._known.requests.work == 1
+
+
+def test_during_a_transfer_and_with_more_to_read_nobody_is_judged(monkeypatch: pytest.MonkeyPatch):
+    excused: list[int] = []
+    monkeypatch.setattr(Expectation, "excuse", lambda _, now_ms: excused.append(now_ms))
+    lone = Lone(make_core(G, 2))
+    lone.tick(50)
+    lone.core.handle()
+    assert excused == []
+    monkeypatch.setattr(lone.core._catch_up, "transfer", object())
+    lone.core.handle()
+    assert excused == [50]
+
+
+def test_a_core_that_begins_in_a_later_view_knows_whom_it_judges():
+    core = make_core(G, 2)
+    core._known.states[2].view = 4
+    core._pen.resume()
+    assert core._pen.expectation.primary == 4 % 3
