@@ -270,6 +270,10 @@ def test_a_view_left_as_slow_is_a_failure_and_a_good_one_takes_one_back():
         failures.append(watched.expectation._failures)
     assert failures[0] == 1
     assert failures[-1] == 0
+    watched.expectation._failures = 3
+    watched.serve(20, 20)
+    watched.leave()
+    assert watched.expectation._failures == 2, "one view takes back one, however much was met in it"
 
 
 # Unfair.
