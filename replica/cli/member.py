@@ -83,9 +83,7 @@ def list_command(*, cluster: Path, update: bool, deadline_s: float, output: Outp
     "replace",
     short_help="Put a replica with a new log in the place of one.",
     epilog=example(
-        "trustlog-replica keygen my-cluster/new-2 --number 2 --address 192.0.2.13:7100",
         "trustlog-replica member replace my-cluster my-cluster/new-2/replica-2.public.toml",
-        "trustlog-replica run my-cluster/new-2",
     ),
 )
 @CLUSTER
@@ -105,7 +103,8 @@ def replace_command(
 ) -> None:
     """Replace the replica whose number PUBLIC.toml has: it lost its log, its TPM or its machine, or gets new keys.
 
-    Make PUBLIC.toml, with the new replica's folder, by keygen. Nothing that the old log says counts after the change.
+    Make PUBLIC.toml, with the new replica's folder, by keygen before, and run that folder after. Nothing that the old
+    log says counts after the change.
     """
     file = _file(cluster)
     present = _refreshed(file, deadline_s)

@@ -8,6 +8,7 @@ A replica that is behind asks its peers what followed its list, and for a state.
 later list attested, nobody may have kept what lies between; then it leaves its own state behind and begins anew there.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from replica.shell.node import Node
 
 
+# Questions about lists of members that one peer may answer late.
+ANSWERS_MAX = 4
+
+
 class MemberLists:
     """What a replica knows of the lists after its own. renew: called when it must be made anew under another list."""
 
@@ -33,6 +38,7 @@ class MemberLists:
         self._node = node
         self._renew = renew
         self._later: ClusterFile = node.home.cluster  # with what peers have proven so far
+        self._asked = Counter[int]()  # how many answers each peer may still give
         self._leaving = False
         self._left = False
 
@@ -59,10 +65,15 @@ class MemberLists:
 
     def ask(self, peer: int) -> None:
         """Ask a peer what followed the last list that is known here."""
+        self._asked[peer] = min(self._asked[peer] + 1, ANSWERS_MAX)
         self._node.links[peer].send(AskMembers(len(self._later.links)))
 
     def on_shown(self, message: MembersShown, sender: int) -> None:
         """Take a link that a peer shows; one that proves nothing is refused."""
+        if not self._asked[sender]:
+            self._node.refusals["members-unasked"] += 1  # each is some signatures to verify
+            return
+        self._asked[sender] -= 1
         if message.number != len(self._later.links) or not message.link:
             return  # several were asked, and not all know of one
         try:

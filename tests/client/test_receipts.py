@@ -100,7 +100,7 @@ def test_another_replicas_entry_or_another_root_is_a_lie():
 
 def test_an_entry_of_another_context_is_a_lie():
     c = Collecting()
-    c.world.members = replace(c.world.members, context=bytes(32))
+    c.world.members = replace(c.world.members, contexts=(bytes(32),) * len(c.world.members.identities))
     c.round = ReceiptRound(c.world.members, c.said)
     assert bytes(32) != CONTEXT
     c.hear(0, c.answer(0))

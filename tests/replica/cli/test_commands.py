@@ -197,7 +197,13 @@ def test_run_hands_settings_and_exit_code_on(call, monkeypatch):
     assert (second.log_level, second.durability, second.log_format) == ("info", "disk", "json")
 
 
-GROUPS = {"config": ("check",), "debug": ("dump",), "evidence": ("list", "verify"), "lab": ("list", "run", "serve")}
+GROUPS = {
+    "config": ("check",),
+    "debug": ("dump",),
+    "evidence": ("list", "verify"),
+    "lab": ("list", "run", "serve"),
+    "member": ("list", "replace", "add", "remove"),
+}
 COMMANDS = [*sorted(cli.commands), *(f"{group} {name}" for group, names in GROUPS.items() for name in names)]
 
 

@@ -16,11 +16,13 @@ from replica.core.treeparts import Kind, Want
 from replica.shell import server
 from replica.wire.messages import (
     AskCheckpoint,
+    AskMembers,
     AskPart,
     CheckpointOffer,
     Fetch,
     GroupMessage,
     Held,
+    MembersShown,
     Part,
     Ping,
     Pong,
@@ -339,3 +341,31 @@ async def test_more_questions_at_once_than_one_may_have_open(small):
             await until(lambda: node.refusals["parts-at-once"] > 0, "some refused")
             assert node.refusals["parts-at-once"] <= 200 - server.PARTS_AT_ONCE_MAX
             await wire.receive(Pong)
+
+
+@on_loop
+async def test_links_that_nobody_asked_for_and_links_that_prove_nothing(small):
+    async with small as cluster:
+        cluster.start()
+        await cluster.wait_ready()
+        node = cluster.nodes[2]
+        node.lists.on_shown(MembersShown(0, b"x"), 0)
+        assert node.refusals["members-unasked"] == 1
+        node.lists.ask(0)
+        node.lists.on_shown(MembersShown(0, b"x"), 0)
+        assert node.refusals["members-refused"] == 1
+        node.lists.on_shown(MembersShown(0, b"x"), 0)
+        assert node.refusals["members-unasked"] == 2, "one answer to one question"
+        assert node.home.cluster.genesis.list_number == 0
+        assert not node.home.members_path.exists()
+
+
+@on_loop
+async def test_whoever_asks_is_told_that_no_list_followed(small):
+    async with small as cluster:
+        cluster.start(0)
+        async with Wire(cluster, 0) as wire:
+            await wire.hello()
+            for number in (0, 1, HUGE):
+                wire.send(AskMembers(number))
+                assert await wire.receive(MembersShown) == MembersShown(number, b"")
