@@ -1,7 +1,7 @@
 """`trustlog-replica`: makes clusters and runs replicas, under the contract of `trustlog.cli.contract`.
 
 provisioning.py   init, keygen, client-key, assemble
-member.py         member list, replace, add, remove
+member.py         member list, replace, move, add, remove
 running.py        run, dev (with dev.py), close
 settings.py       config check, and settings as options
 status.py         status, health; probe.py: probe, of a container's HTTP port or log

@@ -10,8 +10,8 @@ import click
 from rich.console import Group as Lines
 from rich.text import Text
 
-from replica.cli.options import PROGRAM
-from replica.cluster.clusterfile import CLUSTER_FILE_NAME, ClusterFile, log_kind_label
+from replica.cli.options import PROGRAM, Address
+from replica.cluster.clusterfile import CLUSTER_FILE_NAME, ClusterFile, check_unique, log_kind_label
 from replica.cluster.home import SETTINGS_NAME
 from replica.cluster.keys import ClientKey, load_client_key
 from replica.cluster.memberlists import (
@@ -51,7 +51,7 @@ DEADLINE = click.option(
 
 @click.group(
     "member",
-    short_help="List, replace, add and remove replicas of a running cluster.",
+    short_help="List, replace, move, add and remove replicas of a running cluster.",
     epilog=example("trustlog-replica member list my-cluster"),
 )
 def member_commands() -> None:
@@ -116,6 +116,43 @@ def replace_command(
     seats = [seat_of(present, number) for number in range(present.genesis.n)]
     seats[part.place.number] = _seat(part, present)
     _change(output, file, present, seats, operator_folder, reason, deadline_s, [public_file])
+
+
+@member_commands.command(
+    "move",
+    short_help="Give a replica another address.",
+    epilog=example("trustlog-replica member move my-cluster --number 2 --address 192.0.2.14:7100"),
+)
+@CLUSTER
+@click.option("--number", type=click.IntRange(min=0), required=True, help="Of the replica that moves.")
+@click.option("--address", type=Address(), required=True, help="Where it will be reached.")
+@OPERATOR
+@REASON
+@DEADLINE
+@output_option
+def move_command(
+    *,
+    cluster: Path,
+    number: int,
+    address: tuple[str, int],
+    operator_folder: Path | None,
+    reason: str,
+    deadline_s: float,
+    output: Output,
+) -> None:
+    """Give a replica, with the log and the keys that it has, another address.
+
+    It listens there by itself when the change is in force, unless its replica.toml says `listen`.
+    """
+    file = _file(cluster)
+    present = _refreshed(file, deadline_s)
+    if number >= present.genesis.n:
+        raise ChangeError(f"there is no replica {number}: {file} has 0 to {present.genesis.n - 1}")
+    moved = replace(present.replicas[number], host=address[0], port=address[1])
+    check_unique([moved if place.number == number else place for place in present.replicas], str(file))
+    seats = [seat_of(present, other) for other in range(present.genesis.n)]
+    seats[number] = Seat(present.genesis.members[number], encode_place(moved))
+    _change(output, file, present, seats, operator_folder, reason, deadline_s, [])
 
 
 @member_commands.command(

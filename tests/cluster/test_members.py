@@ -265,6 +265,27 @@ def test_all_killed_while_they_go_over(tmp_path):
             child.wait(timeout=20)
 
 
+def test_a_replica_moves_to_another_address(tmp_path):
+    with Changing(tmp_path / "c") as cluster:
+        cluster.start_and_wait()
+        port = free_port()
+        wrong = cluster.present().replicas[0].address
+        words = ("move", cluster.directory, "--number", 1, "--address")
+        assert "have one address" in cluster.member(*words, wrong, expected=2).stderr
+        cluster.member(*words, f"127.0.0.1:{port}")
+
+        @on_loop_for(DEADLINE_S * 2)
+        async def use():
+            await cluster.until_all_are_over(1)
+            cluster.kill(0)
+            async with cluster.client_now() as client:
+                assert await client.incr("n") == 1
+
+        use()
+        assert cluster.listed()["replicas"][1]["address"] == f"127.0.0.1:{port}"
+        assert [one["since_list"] for one in cluster.listed()["replicas"]] == [0, 0, 0]
+
+
 def test_what_is_refused(tmp_path):
     with Changing(tmp_path / "c") as cluster:
         cluster.start_and_wait()

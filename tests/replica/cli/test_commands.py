@@ -202,7 +202,7 @@ GROUPS = {
     "debug": ("dump",),
     "evidence": ("list", "verify"),
     "lab": ("list", "run", "serve"),
-    "member": ("list", "replace", "add", "remove"),
+    "member": ("list", "replace", "move", "add", "remove"),
 }
 COMMANDS = [*sorted(cli.commands), *(f"{group} {name}" for group, names in GROUPS.items() for name in names)]
 
