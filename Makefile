@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 BENCH_VENV := .venv-bench
 BENCH_STAMP := $(BENCH_VENV)/.installed
 
-.PHONY: help install check format test test-chart test-compose test-net test-systemd test-rolling cover kill demo bench bench-peers bench-trust bench-state profile soak sim man lock clean
+.PHONY: help install check format test test-chart test-compose test-net test-systemd test-rolling cover kill demo bench bench-peers bench-trust bench-flood bench-state profile soak sim man lock clean
 
 help: ## Show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1	\2/p' Makefile | expand -t 22
@@ -91,6 +91,9 @@ bench-trust: $(BENCH_STAMP) ## Measure what each guarantee costs: log backends, 
 
 profile: $(BENCH_STAMP) ## Where a loaded replica's CPU time goes, by stage (PROFILE=--help; as root, or with ptrace rights)
 	$(BENCH_VENV)/bin/python -m tests.bench.profiling $(PROFILE)
+
+bench-flood: $(STAMP) ## Measure one client's latency beside another client's flood (FLOOD=--help)
+	$(BIN)/python -m tests.bench.flood $(FLOOD)
 
 bench-state: $(STAMP) ## Measure checkpoints and transfers with 10 thousand and 1 million keys stored
 	$(BIN)/python -m tests.replica.core.state_bench
