@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 BENCH_VENV := .venv-bench
 BENCH_STAMP := $(BENCH_VENV)/.installed
 
-.PHONY: help install check format test test-chart test-compose test-net test-systemd test-rolling cover kill demo bench bench-peers bench-trust bench-state profile soak sim man lock clean
+.PHONY: help install check format test test-chart test-compose test-net test-systemd test-rolling cover kill demo bench bench-peers bench-trust bench-flood bench-state profile soak sim man lock clean
 
 help: ## Show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1	\2/p' Makefile | expand -t 22
@@ -92,6 +92,9 @@ bench-trust: $(BENCH_STAMP) ## Measure what each guarantee costs: log backends, 
 profile: $(BENCH_STAMP) ## Where a loaded replica's CPU time goes, by stage (PROFILE=--help; as root, or with ptrace rights)
 	$(BENCH_VENV)/bin/python -m tests.bench.profiling $(PROFILE)
 
+bench-flood: $(STAMP) ## Measure one client's latency beside another client's flood (FLOOD=--help)
+	$(BIN)/python -m tests.bench.flood $(FLOOD)
+
 bench-state: $(STAMP) ## Measure checkpoints and transfers with 10 thousand and 1 million keys stored
 	$(BIN)/python -m tests.replica.core.state_bench
 
@@ -108,7 +111,7 @@ PIP_COMPILE = pip-compile --quiet --generate-hashes --no-emit-index-url --no-emi
   --no-header --no-strip-extras --allow-unsafe --no-annotate
 # The image's: what runs in it, and what builds the wheel; in the same versions.
 lock: ## Renew requirements.lock and the two of the container image (needs pip-tools)
-	$(PIP_COMPILE) --extra dev -o requirements.lock pyproject.toml
+	$(PIP_COMPILE) --extra dev --extra tracing -o requirements.lock pyproject.toml
 	$(PIP_COMPILE) -c requirements.lock -o deploy/docker/runtime.lock pyproject.toml
 	$(PIP_COMPILE) -c requirements.lock --only-build-deps --build-deps-for wheel -o deploy/docker/build.lock pyproject.toml
 	$(PIP_COMPILE) -o tests/deploy/tools.lock tests/deploy/tools.in

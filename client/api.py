@@ -33,8 +33,9 @@ from client.store import SCAN_PAGE, Bytes, KeyValueCalls, not_permitted, refusal
 from client.watch import Position, Watch
 from replica.apps import kv
 from replica.cluster.clusterfile import ClusterFile
-from replica.cluster.keys import ClientKey, load_client_key
+from replica.cluster.keys import ClientKey
 from replica.cluster.memberlists import load_any_present_cluster
+from replica.cluster.passphrase import PassphraseSource, unlocked_client_key
 from replica.cluster.pbft import NO_LOGS
 from replica.core.envelope import Result, Status
 from trustlog.receipts import Outcome, Receipt
@@ -48,10 +49,13 @@ CLIENT_FOLDER = "client"
 _Value = TypeVar("_Value")
 
 
-def load_cluster(directory: Path | str) -> tuple[ClusterFile, ClientKey]:
-    """Read cluster.toml in `directory` and the client key in its folder "client"."""
+def load_cluster(directory: Path | str, passphrase: PassphraseSource | None = None) -> tuple[ClusterFile, ClientKey]:
+    """Read cluster.toml in `directory` and the client key in its folder "client".
+
+    passphrase: where it comes from, if that key is encrypted; without one, from what TRUSTLOG_PASSPHRASE_FILE names.
+    """
     place = Path(directory)
-    return load_any_present_cluster(place), load_client_key(place / CLIENT_FOLDER)
+    return load_any_present_cluster(place), unlocked_client_key(place / CLIENT_FOLDER, passphrase)
 
 
 class Client(KeyValueCalls):
@@ -77,9 +81,14 @@ class Client(KeyValueCalls):
         self._driver: Driver | None = None
 
     @classmethod
-    def from_dir(cls, directory: Path | str, *, deadline_s: float = DEADLINE_S) -> Self:
-        """Make a client from a cluster directory: cluster.toml and the private folder "client"."""
-        cluster, key = load_cluster(directory)
+    def from_dir(
+        cls, directory: Path | str, *, deadline_s: float = DEADLINE_S, passphrase: PassphraseSource | None = None
+    ) -> Self:
+        """Make a client from a cluster directory: cluster.toml and the private folder "client".
+
+        passphrase: see `load_cluster`. ConfigError says what is wrong with a file, or that there is no passphrase.
+        """
+        cluster, key = load_cluster(directory, passphrase)
         return cls(cluster, key, deadline_s=deadline_s)
 
     async def __aenter__(self) -> Self:

@@ -7,7 +7,6 @@ other.
 
 import asyncio
 import ssl
-from collections.abc import Callable
 from dataclasses import dataclass
 from random import SystemRandom
 from typing import Protocol
@@ -15,6 +14,7 @@ from typing import Protocol
 from replica.cluster.clusterfile import ClusterFile, ReplicaPlace
 from replica.cluster.keys import ClientKey
 from replica.core.layout import LayoutError
+from replica.wire.dial import dial, resolve
 from replica.wire.frames import MessageProtocol
 from replica.wire.handshake import connect_statement
 from replica.wire.messages import (
@@ -42,7 +42,7 @@ _random = SystemRandom()
 class Timing:
     """How patient a link is, in seconds."""
 
-    connect_s: float = 5.0  # for dialling, TLS and the handshake together
+    connect_s: float = 5.0  # for dialling, TLS and the handshake together; as much again to resolve a name before
     backoff_first_s: float = 0.05
     backoff_s_max: float = 2.0
     ping_after_s: float = 2.0  # silence after which a sign of life is asked for
@@ -220,8 +220,10 @@ class ReplicaLink:
             return connection
 
         try:
+            addresses = await resolve(self.place.host, self.place.port, self._timing.connect_s)
+            # With a timeout around it, asyncio's own (60 s for the TLS handshake) never comes to bear.
             async with asyncio.timeout(self._timing.connect_s):
-                await self._dial(remember)
+                await dial(remember, addresses, self.place.port, self._context)
                 welcomed = connection is not None and await connection.welcomed
             if connection is None or not welcomed:
                 self.problem = connection.problem if connection else "no connection"
@@ -236,12 +238,6 @@ class ReplicaLink:
             self._connection = None
             if connection is not None:
                 connection.abort()
-
-    async def _dial(self, factory: Callable[[], ReplicaConnection]) -> None:
-        # With a timeout around it, asyncio's own (60 s for the TLS handshake) never comes to bear.
-        await asyncio.get_running_loop().create_connection(
-            factory, self.place.host, self.place.port, ssl=self._context, server_hostname=""
-        )
 
     async def _watch(self, connection: ReplicaConnection) -> None:
         """Return when the connection has ended; end it if the replica is silent for too long."""

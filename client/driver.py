@@ -14,6 +14,7 @@ from client.errors import ClientError, NotAllowed, NotExecuted, NotOffered, Over
 from client.events import AskReports, Complete, Effect, Fail, Failure, Send, Settings, WakeAt
 from client.queries import Queries, ReplicaStatus, StaleAnswer, StaleRound, number_in, read_report
 from client.receipts import Addressed, ReceiptRound
+from client.tracing import open_tracing
 from client.watch import Watch
 from replica.cluster.clusterfile import ClusterFile
 from replica.cluster.identities import members_of
@@ -70,6 +71,7 @@ class Driver:
             settings=settings,
         )
         chosen = Timing() if timing is None else timing
+        self.tracing = open_tracing(key.public_key, cluster.cluster_id, cluster.genesis.limits)
         self.links = [ReplicaLink(cluster, place, key, self, chosen) for place in cluster.replicas]
         self.queries = Queries()
         self.n, self.quorum = cluster.genesis.n, cluster.genesis.quorum
@@ -113,6 +115,7 @@ class Driver:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(self.tracing.close)
 
     # Operations.
 
@@ -169,8 +172,10 @@ class Driver:
     def _perform(self, effects: list[Effect]) -> None:
         for effect in effects:
             if isinstance(effect, Complete):
+                self.tracing.completed(effect.session, effect.numbers)
                 self._complete(effect)
             elif isinstance(effect, Send):
+                self.tracing.sent(effect.envelope)
                 frame = encode_frame(Request(effect.envelope))
                 for replica in effect.replicas:
                     self.links[replica].send_frame(frame)

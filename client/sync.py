@@ -18,6 +18,7 @@ from client.queries import ReplicaStatus, StaleAnswer
 from client.store import KeyValueCalls, Transaction
 from client.watch import Change, Position, Watch
 from replica.apps import kv
+from replica.cluster.passphrase import PassphraseSource
 from trustlog.receipts import Receipt
 
 _Value = TypeVar("_Value")
@@ -32,9 +33,11 @@ class SyncClient:
         self._thread: threading.Thread | None = None
 
     @classmethod
-    def from_dir(cls, directory: Path | str, *, deadline_s: float = DEADLINE_S) -> Self:
-        """Make a client from a cluster directory: cluster.toml and the private folder "client"."""
-        return cls(Client.from_dir(directory, deadline_s=deadline_s))
+    def from_dir(
+        cls, directory: Path | str, *, deadline_s: float = DEADLINE_S, passphrase: PassphraseSource | None = None
+    ) -> Self:
+        """Make a client from a cluster directory, as `Client.from_dir` does."""
+        return cls(Client.from_dir(directory, deadline_s=deadline_s, passphrase=passphrase))
 
     @property
     def public_key(self) -> bytes:

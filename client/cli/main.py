@@ -9,6 +9,7 @@ import click
 from client.api import DEADLINE_S, DEADLINE_S_MAX, Client
 from client.cli.bench_command import bench
 from client.cli.gateway_command import gateway
+from client.cli.keys_command import keys_commands
 from client.cli.load_command import load
 from client.cli.receipt_command import receipt_commands, receipt_option, run_one
 from client.cli.running import BytesArgument, Target, example, show, text_of, write_raw
@@ -19,6 +20,7 @@ from replica.apps import kv
 from trustlog.cli.build import version_option
 from trustlog.cli.completion import answer_shell, completion_command
 from trustlog.cli.contract import Exit, FiniteFloat, Output, grid, output_option, printable, run
+from trustlog.cli.passphrases import passphrase_option
 
 SCAN_KEYS_MAX = 100_000
 VALUE_BYTES_READ = 8 * 1024 * 1024
@@ -52,15 +54,16 @@ target = click.pass_obj
     show_default=True,
     help="How long an operation may take.",
 )
+@passphrase_option
 @version_option
 @click.pass_context
-def cli(ctx: click.Context, directory: Path | None, deadline: float) -> None:
+def cli(ctx: click.Context, directory: Path | None, deadline: float, passphrase_file: Path | None) -> None:
     """Talk to a cluster of replicas. Every answer is what f+1 of them agree on.
 
     Exit codes: 0 done, 1 a negative answer (no such key, not swapped, refused), 2 used wrongly or the output
     cannot be written, 3 not reachable or undecided within the deadline.
     """
-    ctx.obj = Target(directory, deadline)
+    ctx.obj = Target(directory, deadline, passphrase_file)
 
 
 @cli.command(
@@ -277,7 +280,7 @@ def execute(
         write_raw(result)
 
 
-for _command in (load, status, bench, gateway, watch, receipt_commands):
+for _command in (load, status, bench, gateway, watch, receipt_commands, keys_commands):
     cli.add_command(_command)
 
 cli.add_command(completion_command(cli, "trustlog-client"))

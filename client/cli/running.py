@@ -27,8 +27,10 @@ from client.errors import (
 from replica.apps.kv import KEY_BYTES_MAX
 from replica.cluster.clusterfile import CLUSTER_FILE_NAME
 from replica.cluster.keys import CLIENT_KEY_NAME
+from replica.cluster.passphrase import PassphraseSource
 from replica.cluster.strict_toml import ConfigError
 from trustlog.cli.contract import CommandError, Exit
+from trustlog.cli.passphrases import asker
 
 LIMITS = (
     f"a key has 1 to {KEY_BYTES_MAX} bytes, an operation (key and values together) at most 1 MiB "
@@ -47,13 +49,19 @@ _Value = TypeVar("_Value")
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Which cluster, and how long to wait: the options before the command's name."""
+    """Which cluster, how long to wait, where its key's passphrase is: the options before the command's name."""
 
     directory: Path | None
     deadline_s: float
+    passphrase_file: Path | None = None
 
-    def open(self) -> Client:
-        """Return a client, not connected yet; CommandError if the files cannot be used."""
+    @property
+    def passphrase(self) -> PassphraseSource:
+        """Return where the key's passphrase comes from."""
+        return PassphraseSource(self.passphrase_file, asker())
+
+    def named(self) -> Path:
+        """Return the cluster's directory; CommandError if none is named."""
         if self.directory is None:
             raise CommandError(
                 "no cluster is named",
@@ -61,11 +69,16 @@ class Target:
                 Exit.USAGE,
                 code="usage",
             )
+        return self.directory
+
+    def open(self) -> Client:
+        """Return a client, not connected yet; CommandError if the files cannot be used."""
+        directory = self.named()
         try:
-            return Client.from_dir(self.directory, deadline_s=self.deadline_s)
+            return Client.from_dir(directory, deadline_s=self.deadline_s, passphrase=self.passphrase)
         except ConfigError as error:
             # A file that is there but cannot be used: the error's own text says what to do.
-            is_complete = all((self.directory / name).exists() for name in _FILES)
+            is_complete = all((directory / name).exists() for name in _FILES)
             hint = "" if is_complete else _WHICH_DIRECTORY
             raise CommandError(str(error), hint, Exit.USAGE, code="config") from error
 

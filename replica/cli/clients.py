@@ -28,6 +28,7 @@ from replica.core.clients import (
 from replica.core.genesis import TEXT_SIZE_MAX
 from replica.operations.clients import command, read_policy
 from trustlog.cli.contract import Output, example, grid, key_values, output_option
+from trustlog.cli.passphrases import passphrase_option
 
 DEADLINE_S = 30.0
 
@@ -62,11 +63,16 @@ def clients_commands() -> None:
 )
 @CLUSTER
 @OPERATOR
+@passphrase_option
 @DEADLINE
 @output_option
-def list_command(*, cluster: Path, operator_folder: Path | None, deadline_s: float, output: Output) -> None:
+def list_command(
+    *, cluster: Path, operator_folder: Path | None, passphrase_file: Path | None, deadline_s: float, output: Output
+) -> None:
     """Say the mode, and every key that was allowed or revoked: ordered, and vouched for by f + 1 replicas."""
-    policy = asyncio.run(read_policy(*_opened(cluster, operator_folder, deadline_s), deadline_s=deadline_s))
+    policy = asyncio.run(
+        read_policy(*_opened(cluster, operator_folder, passphrase_file, deadline_s), deadline_s=deadline_s)
+    )
     rows = [_row(key, listing) for key, listing in policy.listings]
     may = [_may(listing) for _, listing in policy.listings]
     data = {"mode": policy.mode.label, "command": policy.number, "slot": policy.slot, "keys": rows}
@@ -90,12 +96,27 @@ def list_command(*, cluster: Path, operator_folder: Path | None, deadline_s: flo
 @CLUSTER
 @click.argument("mode", type=click.Choice([mode.label for mode in Mode]))
 @OPERATOR
+@passphrase_option
 @DEADLINE
 @output_option
-def mode_command(*, cluster: Path, mode: str, operator_folder: Path | None, deadline_s: float, output: Output) -> None:
+def mode_command(
+    *,
+    cluster: Path,
+    mode: str,
+    operator_folder: Path | None,
+    passphrase_file: Path | None,
+    deadline_s: float,
+    output: Output,
+) -> None:
     """Set the mode. "listed" refuses every key that was not allowed, from that slot on: allow your clients first."""
     wanted = Mode[mode.upper()]
-    _order(output, _opened(cluster, operator_folder, deadline_s), lambda n: SetMode(n, wanted), deadline_s, mode=mode)
+    _order(
+        output,
+        _opened(cluster, operator_folder, passphrase_file, deadline_s),
+        lambda n: SetMode(n, wanted),
+        deadline_s,
+        mode=mode,
+    )
 
 
 @clients_commands.command(
@@ -112,6 +133,7 @@ def mode_command(*, cluster: Path, mode: str, operator_folder: Path | None, dead
 @click.option("--read", multiple=True, metavar="PREFIX", help="It may read keys that begin so; may be repeated.")
 @click.option("--write", multiple=True, metavar="PREFIX", help="It may write keys that begin so; may be repeated.")
 @OPERATOR
+@passphrase_option
 @DEADLINE
 @output_option
 def allow_command(
@@ -122,6 +144,7 @@ def allow_command(
     read: tuple[str, ...],
     write: tuple[str, ...],
     operator_folder: Path | None,
+    passphrase_file: Path | None,
     deadline_s: float,
     output: Output,
 ) -> None:
@@ -135,7 +158,7 @@ def allow_command(
     permissions = _permissions(read, write)
     _order(
         output,
-        _opened(cluster, operator_folder, deadline_s),
+        _opened(cluster, operator_folder, passphrase_file, deadline_s),
         lambda number: Allow(number, made, name, permissions),
         deadline_s,
         key=made.hex(),
@@ -150,19 +173,30 @@ def allow_command(
 @CLUSTER
 @KEY
 @OPERATOR
+@passphrase_option
 @DEADLINE
 @output_option
-def revoke_command(*, cluster: Path, key: str, operator_folder: Path | None, deadline_s: float, output: Output) -> None:
+def revoke_command(
+    *,
+    cluster: Path,
+    key: str,
+    operator_folder: Path | None,
+    passphrase_file: Path | None,
+    deadline_s: float,
+    output: Output,
+) -> None:
     """Revoke KEY: from that slot on nothing that it signs is executed, and it is told so. `allow` takes it back."""
     made = read_public_key(key)
-    opened = _opened(cluster, operator_folder, deadline_s)
+    opened = _opened(cluster, operator_folder, passphrase_file, deadline_s)
     _order(output, opened, lambda number: Revoke(number, made), deadline_s, key=made.hex())
 
 
-def _opened(cluster: Path, folder: Path | None, deadline_s: float) -> tuple[ClusterFile, ClientKey]:
+def _opened(
+    cluster: Path, folder: Path | None, passphrase_file: Path | None, deadline_s: float
+) -> tuple[ClusterFile, ClientKey]:
     file = cluster_file(cluster)
     present = refreshed(file, deadline_s)
-    return present, operator_key(file, folder, present)
+    return present, operator_key(file, folder, passphrase_file, present)
 
 
 def _order(

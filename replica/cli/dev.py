@@ -22,6 +22,7 @@ import click
 
 from replica.cluster.clusterfile import CLUSTER_FILE_NAME, ClusterFile, load_any_cluster_file, log_kind_label
 from replica.cluster.home import STARTED_NAME
+from replica.cluster.passphrase import PassphraseSource
 from replica.cluster.pbft import BASELINE, NO_LOGS
 from replica.cluster.provision import DEFAULT_APPLICATION, init_cluster, replica_folder_name
 from replica.core.genesis import Ordering
@@ -134,12 +135,14 @@ def run_development_cluster(
     http_base_port: int | None = None,
     log_backend: str = "process",
     given: Collection[str] = (),
+    passphrase_file: Path | None = None,
 ) -> Exit:
     """Make the cluster if need be and run it until a signal; NEGATIVE if every replica ended by itself.
 
     `given` names the options that somebody asked for: a cluster that exists must be like that. ConfigError if the
     cluster cannot be made or read, CommandError if it is another than was asked for. http_base_port: where the first
-    replica answers HTTP on loopback, if they should; the next have the ports that follow.
+    replica answers HTTP on loopback, if they should; the next have the ports that follow. passphrase_file: of the
+    private keys, also of those that are made; nobody is asked, as the replicas have no terminal.
     """
     screen = Screen(as_json=as_json)
     with contextlib.ExitStack() as stack:
@@ -150,8 +153,15 @@ def run_development_cluster(
         home = root / "cluster" if root else (directory or Path())
         if root or not (home / CLUSTER_FILE_NAME).exists():
             kind = BackendKind[log_backend.upper()]
+            passphrase = PassphraseSource(passphrase_file).given()
             cluster = init_cluster(
-                home, f=f, base_port=base_port, ordering=ordering, application=application, log_kind=kind
+                home,
+                f=f,
+                base_port=base_port,
+                ordering=ordering,
+                application=application,
+                log_kind=kind,
+                passphrase=None if passphrase is None else passphrase.secret,
             )
         else:
             cluster = load_any_cluster_file(home)
@@ -168,7 +178,9 @@ def run_development_cluster(
             raise CommandError(f"--http-base-port: {NO_LOGS}", exit_code=Exit.USAGE, code="configuration")
         screen.banner(home, cluster, temporary=root is not None, http_base_port=http_base_port)
         children = [
-            _replica_command(home, place.number, as_json=as_json, http_base_port=http_base_port)
+            _replica_command(
+                home, place.number, as_json=as_json, http_base_port=http_base_port, passphrase_file=passphrase_file
+            )
             for place in cluster.replicas
         ]
         stopped = asyncio.run(_until_signal(children, screen))
@@ -342,11 +354,19 @@ def _status(code: int) -> str:
         return f"was killed by signal {-code}"
 
 
-def _replica_command(directory: Path, number: int, *, as_json: bool, http_base_port: int | None = None) -> ChildCommand:
+def _replica_command(
+    directory: Path,
+    number: int,
+    *,
+    as_json: bool,
+    http_base_port: int | None = None,
+    passphrase_file: Path | None = None,
+) -> ChildCommand:
     label = replica_folder_name(number)
     program = [sys.executable, "-m", "replica.cli.main", "run", str(directory / label)]
     http = () if http_base_port is None else ("--http", f"127.0.0.1:{http_base_port + number}")
-    return ChildCommand(label, (*program, *http, "--log-format", "json" if as_json else "console"))
+    passphrase = () if passphrase_file is None else ("--passphrase-file", str(passphrase_file))
+    return ChildCommand(label, (*program, *http, *passphrase, "--log-format", "json" if as_json else "console"))
 
 
 def _client_program() -> str:

@@ -1,6 +1,6 @@
 """`trustlog-replica`: makes clusters and runs replicas, under the contract of `trustlog.cli.contract`.
 
-provisioning.py   init, keygen, client-key, assemble
+provisioning.py   init, keygen, client-key, assemble; keys.py: keys passphrase
 member.py         member list, replace, move, add, remove
 clients.py        clients list, mode, allow, revoke
 running.py        run, dev (with dev.py), close
@@ -26,6 +26,7 @@ from replica.cli.debug import debug_commands
 from replica.cli.doctor import doctor_command
 from replica.cli.evidence import evidence_commands
 from replica.cli.inspect import inspect_command
+from replica.cli.keys import keys_commands
 from replica.cli.member import member_commands
 from replica.cli.options import PROGRAM
 from replica.cli.probe import probe_command
@@ -66,6 +67,7 @@ for _command in (
     init_command,
     keygen_command,
     client_key_command,
+    keys_commands,
     assemble_command,
     run_command,
     dev_command,

@@ -13,7 +13,7 @@ from rich.text import Text
 from replica.cli.options import PROGRAM, Address
 from replica.cluster.clusterfile import CLUSTER_FILE_NAME, ClusterFile, check_unique, log_kind_label
 from replica.cluster.home import SETTINGS_NAME
-from replica.cluster.keys import ClientKey, load_client_key
+from replica.cluster.keys import ClientKey
 from replica.cluster.memberlists import (
     OWN_NAME,
     encode_place,
@@ -22,12 +22,14 @@ from replica.cluster.memberlists import (
     seat_of,
     write_links,
 )
+from replica.cluster.passphrase import PassphraseSource, unlocked_client_key
 from replica.cluster.provision import OPERATOR_NAME, PublicPart, load_public_part
 from replica.core.members import MemberList, RefusedError, Seat, check_change
 from replica.operations.asking import Answer, Outcome, ask_all
 from replica.operations.changing import ChangeError, change, missing_of, refresh
 from trustlog import log_id
 from trustlog.cli.contract import CommandError, Exit, Output, example, grid, key_values, output_option
+from trustlog.cli.passphrases import asker, passphrase_option
 
 DEADLINE_S = 60.0
 
@@ -89,6 +91,7 @@ def list_command(*, cluster: Path, update: bool, deadline_s: float, output: Outp
 @CLUSTER
 @click.argument("public_file", metavar="PUBLIC.toml", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @OPERATOR
+@passphrase_option
 @REASON
 @DEADLINE
 @output_option
@@ -97,6 +100,7 @@ def replace_command(
     cluster: Path,
     public_file: Path,
     operator_folder: Path | None,
+    passphrase_file: Path | None,
     reason: str,
     deadline_s: float,
     output: Output,
@@ -115,7 +119,7 @@ def replace_command(
         )
     seats = [seat_of(present, number) for number in range(present.genesis.n)]
     seats[part.place.number] = _seat(part, present)
-    _change(output, file, present, seats, operator_folder, reason, deadline_s, [public_file])
+    _change(output, file, present, seats, operator_folder, passphrase_file, reason, deadline_s, [public_file])
 
 
 @member_commands.command(
@@ -127,6 +131,7 @@ def replace_command(
 @click.option("--number", type=click.IntRange(min=0), required=True, help="Of the replica that moves.")
 @click.option("--address", type=Address(), required=True, help="Where it will be reached.")
 @OPERATOR
+@passphrase_option
 @REASON
 @DEADLINE
 @output_option
@@ -136,6 +141,7 @@ def move_command(
     number: int,
     address: tuple[str, int],
     operator_folder: Path | None,
+    passphrase_file: Path | None,
     reason: str,
     deadline_s: float,
     output: Output,
@@ -152,7 +158,7 @@ def move_command(
     check_unique([moved if place.number == number else place for place in present.replicas], str(file))
     seats = [seat_of(present, other) for other in range(present.genesis.n)]
     seats[number] = Seat(present.genesis.members[number], encode_place(moved))
-    _change(output, file, present, seats, operator_folder, reason, deadline_s, [])
+    _change(output, file, present, seats, operator_folder, passphrase_file, reason, deadline_s, [])
 
 
 @member_commands.command(
@@ -165,6 +171,7 @@ def move_command(
     "public_files", metavar="PUBLIC.toml PUBLIC.toml", nargs=2, type=click.Path(path_type=Path, exists=True)
 )
 @OPERATOR
+@passphrase_option
 @REASON
 @DEADLINE
 @output_option
@@ -173,6 +180,7 @@ def add_command(
     cluster: Path,
     public_files: tuple[Path, ...],
     operator_folder: Path | None,
+    passphrase_file: Path | None,
     reason: str,
     deadline_s: float,
     output: Output,
@@ -185,7 +193,7 @@ def add_command(
     if [part.place.number for part in parts] != [n, n + 1]:
         raise ChangeError(f"the two to be added must have the numbers {n} and {n + 1}; make them with {PROGRAM} keygen")
     seats = [seat_of(present, number) for number in range(n)] + [_seat(part, present) for part in parts]
-    _change(output, file, present, seats, operator_folder, reason, deadline_s, public_files)
+    _change(output, file, present, seats, operator_folder, passphrase_file, reason, deadline_s, public_files)
 
 
 @member_commands.command(
@@ -195,11 +203,18 @@ def add_command(
 )
 @CLUSTER
 @OPERATOR
+@passphrase_option
 @REASON
 @DEADLINE
 @output_option
 def remove_command(
-    *, cluster: Path, operator_folder: Path | None, reason: str, deadline_s: float, output: Output
+    *,
+    cluster: Path,
+    operator_folder: Path | None,
+    passphrase_file: Path | None,
+    reason: str,
+    deadline_s: float,
+    output: Output,
 ) -> None:
     """Remove the two replicas with the highest numbers: one fault less is borne from then on.
 
@@ -208,7 +223,7 @@ def remove_command(
     file = cluster_file(cluster)
     present = refreshed(file, deadline_s)
     seats = [seat_of(present, number) for number in range(present.genesis.n - 2)]
-    _change(output, file, present, seats, operator_folder, reason, deadline_s, [])
+    _change(output, file, present, seats, operator_folder, passphrase_file, reason, deadline_s, [])
 
 
 def cluster_file(place: Path) -> Path:
@@ -236,14 +251,14 @@ def _keep(file: Path, present: ClusterFile) -> Path:
     return path
 
 
-def operator_key(file: Path, folder: Path | None, present: ClusterFile) -> ClientKey:
+def operator_key(file: Path, folder: Path | None, passphrase_file: Path | None, present: ClusterFile) -> ClientKey:
     """Return an operator's key; ChangeError if it is none of this cluster's, which may have none."""
     if not present.genesis.operators:
         raise ChangeError(
             f"{file}: genesis.operators: this cluster was made without an operator's key, so its members, and who may "
             "be a client, stay as they are"
         )
-    key = load_client_key(folder or file.parent / OPERATOR_NAME)
+    key = unlocked_client_key(folder or file.parent / OPERATOR_NAME, PassphraseSource(passphrase_file, asker()))
     if key.public_key not in present.genesis.operators:
         raise ChangeError(
             f"{folder or file.parent / OPERATOR_NAME}: this key is no operator's of the cluster of {file}"
@@ -257,11 +272,12 @@ def _change(
     present: ClusterFile,
     seats: Sequence[Seat],
     operator_folder: Path | None,
+    passphrase_file: Path | None,
     reason: str,
     deadline_s: float,
     public_files: Sequence[Path],
 ) -> None:
-    key = operator_key(file, operator_folder, present)
+    key = operator_key(file, operator_folder, passphrase_file, present)
     wanted = MemberList(present.genesis.list_number + 1, 0, tuple(seats), reason)
     try:
         check_change(present.genesis, wanted, {})

@@ -21,6 +21,7 @@ from replica.cli.options import (
 )
 from replica.cluster.clusterfile import ORDERINGS, ClusterFile
 from replica.cluster.home import STORE_KEY_BACKENDS, TrustedLogSettings
+from replica.cluster.passphrase import PassphraseSource, for_new_keys
 from replica.cluster.pbft import BASELINE
 from replica.cluster.provision import (
     CLIENT_NAME,
@@ -38,6 +39,7 @@ from replica.core.genesis import PUBLIC_KEY_SIZE
 from replica.core.quorum import FAULTS_MAX
 from trustlog import BackendKind, VerificationError, VerifyingKey, log_id
 from trustlog.cli.contract import Output, example, grid, key_values, output_option
+from trustlog.cli.passphrases import ask_new, encrypt_keys_option
 from trustlog.tpm.chain import PCR_DEFAULT, PCR_MAX
 from trustlog.tpm.folder import DEFAULT_ADDRESS
 
@@ -61,6 +63,7 @@ from trustlog.tpm.folder import DEFAULT_ADDRESS
 @agreed_options
 @LOG_BACKEND
 @ENCRYPT_STORE
+@encrypt_keys_option
 @output_option
 def init_command(
     *,
@@ -73,6 +76,8 @@ def init_command(
     application: str,
     log_backend: str,
     encrypt_store: bool,
+    encrypt_keys: bool,
+    passphrase_file: Path | None,
     output: Output,
 ) -> None:
     """Make a whole cluster in the new directory DIR: cluster.toml, a folder per replica, a client's key.
@@ -91,6 +96,7 @@ def init_command(
         application=application,
         log_kind=_backend(log_backend, encrypt_store=encrypt_store),
         encrypt_store=encrypt_store,
+        passphrase=for_new_keys(PassphraseSource(passphrase_file), asks=encrypt_keys, ask=ask_new),
     )
     _show_cluster(output, cluster, directory / "cluster.toml", directory)
 
@@ -127,6 +133,7 @@ def init_command(
     type=click.Path(path_type=Path),
     help="Of a running `trustlog serve`, whose log the replica takes; without it, the replica starts its own.",
 )
+@encrypt_keys_option
 @output_option
 def keygen_command(
     *,
@@ -138,6 +145,8 @@ def keygen_command(
     log_socket: Path | None,
     tpm: str | None,
     tpm_pcr: int | None,
+    encrypt_keys: bool,
+    passphrase_file: Path | None,
     output: Output,
 ) -> None:
     """Make one replica's private folder DIR on this machine, and the public file to send to the assembler."""
@@ -148,7 +157,8 @@ def keygen_command(
         raise click.UsageError("--tpm and --tpm-pcr belong to --log-backend tpm")
     trusted_log = TrustedLogSettings(backend, None if log_socket is None else log_socket.absolute(), encrypt_store)
     place = TpmPlace(tpm or DEFAULT_ADDRESS, PCR_DEFAULT if tpm_pcr is None else tpm_pcr)
-    public_file = keygen(directory, number, *address, trusted_log, place)
+    passphrase = for_new_keys(PassphraseSource(passphrase_file), asks=encrypt_keys, ask=ask_new)
+    public_file = keygen(directory, number, *address, trusted_log, place, passphrase)
     part = load_public_part(public_file)
     data = {
         "number": number,
@@ -169,10 +179,12 @@ def keygen_command(
     epilog=example("trustlog-replica client-key my-cluster/client"),
 )
 @NEW_DIRECTORY
+@encrypt_keys_option
 @output_option
-def client_key_command(*, directory: Path, output: Output) -> None:
+def client_key_command(*, directory: Path, encrypt_keys: bool, passphrase_file: Path | None, output: Output) -> None:
     """Make a client's private folder DIR with a new key, for a machine where `init` was not run."""
-    public_key = make_client(directory).public_key.hex()
+    passphrase = for_new_keys(PassphraseSource(passphrase_file), asks=encrypt_keys, ask=ask_new)
+    public_key = make_client(directory, passphrase).public_key.hex()
     data = {"folder": str(directory), "public_key": public_key}
     output.result(data, public_key, key_values(data))
 

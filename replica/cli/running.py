@@ -21,19 +21,23 @@ from replica.cli.options import (
 from replica.cli.settings import flags_given, settings_options
 from replica.cluster.clusterfile import ORDERINGS
 from replica.cluster.environment import unknown_variables
-from replica.cluster.home import load_any_home, load_home
+from replica.cluster.home import load_any_home, load_home, unlocked
+from replica.cluster.passphrase import PassphraseSource
 from replica.core.quorum import FAULTS_MAX
 from trustlog import TrustLogError
 from trustlog.cli.contract import Exit, Output, example, output_option
+from trustlog.cli.passphrases import asker, passphrase_option
 
 
 @click.command("run", short_help="Run one replica.", epilog=example("trustlog-replica run my-cluster/replica-0"))
 @FOLDER
 @settings_options
+@passphrase_option
 @output_option
 def run_command(
     *,
     folder: Path,
+    passphrase_file: Path | None,
     output: Output,
     **settings: object,
 ) -> None:
@@ -48,7 +52,7 @@ def run_command(
     # Imported here: the other commands need no daemon, and answer sooner without it.
     from replica.shell import daemon  # noqa: PLC0415
 
-    home = load_any_home(folder, flags_given(settings))
+    home = unlocked(load_any_home(folder, flags_given(settings)), PassphraseSource(passphrase_file, asker()))
     if output.format == "json" and "log_format" not in flags_given(settings):
         home = dataclasses.replace(home, settings=dataclasses.replace(home.settings, log_format="json"))
     daemon.configure_logging(home)
@@ -88,6 +92,7 @@ def run_command(
 )
 @agreed_options
 @LOG_BACKEND
+@passphrase_option
 @output_option
 @click.pass_context
 def dev_command(
@@ -100,6 +105,7 @@ def dev_command(
     ordering: str,
     application: str,
     log_backend: str,
+    passphrase_file: Path | None,
     output: Output,
 ) -> Exit:
     """Run a whole cluster in this terminal, until Ctrl-C; it is made first if DIR does not exist.
@@ -127,6 +133,7 @@ def dev_command(
         as_json=output.format == "json",
         http_base_port=http_base_port,
         given=given,
+        passphrase_file=passphrase_file,
     )
 
 

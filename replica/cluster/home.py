@@ -1,7 +1,7 @@
 """A replica's private folder: its settings, keys, trusted log and store.
 
     replica.toml    this replica's own settings; nothing in it has to be the same elsewhere
-    tls.key         mode 0600
+    tls.key         mode 0600; with a passphrase or without
     tls.crt         the certificate that stands in cluster.toml
     log/            the trusted log (made by trustlog.create); log/log.pub is the key in cluster.toml. Where a
                     service that somebody else runs keeps the log, log.pub is all that is here
@@ -17,7 +17,8 @@ The folder has mode 0700. Most first failures of a cluster are two machines with
 import hashlib
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, cast, get_args
 
@@ -40,8 +41,16 @@ from replica.cluster.environment import (
     read_address,
     settings_of,
 )
-from replica.cluster.keys import certificate_der, certificate_public_key, load_private_key, public_bytes
+from replica.cluster.keys import (
+    LockedKeyError,
+    certificate_der,
+    certificate_public_key,
+    is_encrypted,
+    load_private_key,
+    public_bytes,
+)
 from replica.cluster.memberlists import OWN_NAME, follow, read_links
+from replica.cluster.passphrase import PassphraseSource
 from replica.cluster.strict_toml import ConfigError, Table, parse_toml, read_bounded
 from replica.core.genesis import PUBLIC_KEY_SIZE
 from replica.core.quorum import FAULTS_MAX
@@ -117,12 +126,16 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaHome:
-    """A replica's folder, checked against its cluster file, which was read from `cluster_path`."""
+    """A replica's folder, checked against its cluster file, which was read from `cluster_path`.
+
+    passphrase: of its private keys, once it was unlocked, if they have one.
+    """
 
     path: Path
     settings: Settings
     cluster: ClusterFile
     cluster_path: Path
+    passphrase: bytes | None = field(default=None, repr=False)
 
     @property
     def number(self) -> int:
@@ -184,9 +197,23 @@ class ReplicaHome:
         """Return the folder of evidence against other replicas; it need not exist."""
         return self.path / EVIDENCE_NAME
 
+    @property
+    def private_key_paths(self) -> tuple[Path, ...]:
+        """Return the files of its private keys; the log's is not among them."""
+        return (self.key_path,) if self.cluster.has_logs else (self.key_path, self.signing_key_path)
+
+    @property
+    def tls_identity(self) -> tuple[Path, Path, bytes | None]:
+        """Return what this replica shows to peers: the files of certificate and key, and the key's passphrase."""
+        return self.certificate_path, self.key_path, self.passphrase
+
     def load_tls_key(self) -> ec.EllipticCurvePrivateKey:
-        """Read the TLS key; ConfigError says what is wrong with its file."""
-        return load_private_key(self.key_path)
+        """Read the TLS key; ConfigError says what is wrong with its file, LockedKeyError that it was not unlocked."""
+        return load_private_key(self.key_path, self.passphrase)
+
+    def load_signing_key(self) -> ec.EllipticCurvePrivateKey:
+        """Read the key that signs a PBFT replica's messages, as `load_tls_key` does."""
+        return load_private_key(self.signing_key_path, self.passphrase)
 
 
 def load_home(
@@ -196,7 +223,7 @@ def load_home(
 
     flags: settings, by field, that stand above the environment's, which stand above replica.toml's. environ: instead
     of the process' own. HomeError says what is wrong, also when it is the cluster file. The trusted log itself is not
-    opened.
+    opened, and an encrypted key is not looked into: most commands need none, and `unlocked` is for those that do.
     """
     try:
         home = _load_home(path, flags or {}, os.environ if environ is None else environ, load_cluster_file)
@@ -222,15 +249,31 @@ def load_any_home(
             return home
         _check_certificate(home)
         _check_pbft_settings(home)
-        expected = home.cluster.genesis.members[home.number].log_public_key
-        signing = public_bytes(load_private_key(home.signing_key_path).public_key())
-        if signing != expected:
-            raise _differ(home, home.signing_key_path, signing, "signing key", expected)
+        with suppress(LockedKeyError):
+            _check_signing_key(home)
     except HomeError:
         raise
     except ConfigError as error:
         raise HomeError(str(error)) from error
     return home
+
+
+def unlocked(home: ReplicaHome, source: PassphraseSource) -> ReplicaHome:
+    """Return the home with the passphrase of its private keys, which is looked for only if one is encrypted.
+
+    ConfigError if there is none or a wrong one, HomeError if what was encrypted are other keys than the certificate's.
+    """
+    locked = [path for path in home.private_key_paths if is_encrypted(path)]
+    if not locked:
+        return home
+    passphrase = source.for_key(locked[0])
+    for path in locked:
+        load_private_key(path, passphrase.secret, passphrase.source)
+    opened = replace(home, passphrase=passphrase.secret)
+    _check_tls_key(opened)
+    if not opened.cluster.has_logs:
+        _check_signing_key(opened)
+    return opened
 
 
 def load_settings(path: Path) -> Settings:
@@ -373,10 +416,22 @@ def _check_certificate(home: ReplicaHome) -> None:
     der = read_certificate(home.certificate_path)
     if der != home.place.certificate_der:
         raise _differ(home, home.certificate_path, der, "certificate", home.place.certificate_der)
-    if public_bytes(home.load_tls_key().public_key()) != certificate_public_key(der):
+    with suppress(LockedKeyError):
+        _check_tls_key(home)
+
+
+def _check_tls_key(home: ReplicaHome) -> None:
+    if public_bytes(home.load_tls_key().public_key()) != certificate_public_key(home.place.certificate_der):
         raise HomeError(
             f"{home.key_path}: not the key of {home.certificate_path}; restore both files from the same copy"
         )
+
+
+def _check_signing_key(home: ReplicaHome) -> None:
+    expected = home.cluster.genesis.members[home.number].log_public_key
+    signing = public_bytes(home.load_signing_key().public_key())
+    if signing != expected:
+        raise _differ(home, home.signing_key_path, signing, "signing key", expected)
 
 
 def _differ(home: ReplicaHome, path: Path, own: bytes, what: str, listed: bytes) -> HomeError:

@@ -1,8 +1,12 @@
 """Key files and certificates.
 
-    tls.key, client.key   ECDSA P-256 private key, PEM PKCS#8, unencrypted, mode 0600
+    tls.key, client.key   ECDSA P-256 private key, PEM PKCS#8, encrypted if it has a passphrase, mode 0600
     tls.crt               self-signed X.509 certificate, PEM
     client.pub            the client's public key: 130 hexadecimal digits (uncompressed point) and a newline
+
+A passphrase (`replica.cluster.passphrase`) encrypts with what `cryptography` calls the best available: AES-256-CBC
+under PBKDF2-HMAC-SHA256 of 2,048 rounds (PBES2, RFC 8018). That slows guessing little: the passphrase must be hard to
+guess.
 
 Certificates carry a key and nothing else: whoever meets one compares all its bytes with those in the cluster
 file. They are valid from 1970 to 9999 (RFC 5280, section 4.1.2.5: no expiry), as no decision may depend on
@@ -20,11 +24,13 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from replica.cluster.strict_toml import ConfigError, read_bounded
 
 KEY_FILE_BYTES_MAX: Final = 16 * 1024
+PASSPHRASE_BYTES_MAX: Final = 1023  # what OpenSSL takes
 CLIENT_KEY_NAME: Final = "client.key"
 CLIENT_PUBLIC_NAME: Final = "client.pub"
 
@@ -32,6 +38,10 @@ _NOT_BEFORE: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _NOT_AFTER: Final = dt.datetime(9999, 12, 31, 23, 59, 59, tzinfo=dt.UTC)
 _DIGITS: Final = re.compile("[0-9a-fA-F]{66,}")
 _ECDSA: Final = ec.ECDSA(hashes.SHA256())
+
+
+class LockedKeyError(ConfigError):
+    """A private key is encrypted and was not opened: no passphrase was given, or a wrong one."""
 
 
 def generate_private_key() -> ec.EllipticCurvePrivateKey:
@@ -56,23 +66,55 @@ def write_new(path: Path, content: bytes, mode: int) -> None:
         os.fsync(file.fileno())
 
 
-def write_private_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
-    """Write a key to a new file with mode 0600; FileExistsError if there is one."""
-    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+def write_private_key(path: Path, key: ec.EllipticCurvePrivateKey, passphrase: bytes | None = None) -> None:
+    """Write a key to a new file with mode 0600, encrypted if there is a passphrase; FileExistsError if there is one."""
+    encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
+    if passphrase is not None:
+        encryption = serialization.BestAvailableEncryption(passphrase)
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
     write_new(path, pem, 0o600)
 
 
-def load_private_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    """Read a P-256 private key; ConfigError if others can read the file or it holds something else."""
-    pem = read_bounded(path, KEY_FILE_BYTES_MAX, private=True)
+def is_encrypted(path: Path) -> bool:
+    """Say whether a private key can be read with a passphrase only; ConfigError if the file cannot be used."""
+    try:
+        load_private_key(path)
+    except LockedKeyError:
+        return True
+    return False
+
+
+def load_private_key(
+    path: Path, passphrase: bytes | None = None, source: str = "that was given"
+) -> ec.EllipticCurvePrivateKey:
+    """Read a P-256 private key; ConfigError if others can read the file or it holds something else.
+
+    passphrase: for a key that is encrypted, left aside for one that is not; LockedKeyError without it, or if it is
+    another one. source: where it came from, for that text.
+    """
+    pem = read_bounded(path, KEY_FILE_BYTES_MAX, private="private key")
     try:
         key = serialization.load_pem_private_key(pem, password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except TypeError:
+        if passphrase is None:
+            raise LockedKeyError(f"{path}: this private key is encrypted, and no passphrase was given") from None
+        key = _decrypt(path, pem, passphrase, source)
+    except (ValueError, UnsupportedAlgorithm) as error:
         # The error's own text may quote the content, which must not reach a log.
-        raise ConfigError(f"{path}: not an unencrypted private key in PEM; restore it from a copy") from error
+        raise ConfigError(f"{path}: not a private key in PEM; restore it from a copy") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
         raise ConfigError(f"{path}: not a P-256 key; make one with trustlog-replica")
     return key
+
+
+def _decrypt(path: Path, pem: bytes, passphrase: bytes, source: str) -> PrivateKeyTypes:
+    try:
+        return serialization.load_pem_private_key(pem, password=passphrase)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise LockedKeyError(
+            f"{path}: the passphrase {source} does not open this private key: give the one that it was encrypted with. "
+            "If that was it, the file is damaged: restore it from a copy"
+        ) from None
 
 
 def make_certificate(number: int, key: ec.EllipticCurvePrivateKey) -> bytes:
@@ -162,10 +204,10 @@ class ClientKey:
         return r.to_bytes(32, "big") + s.to_bytes(32, "big")
 
 
-def create_client_key(directory: Path) -> ClientKey:
+def create_client_key(directory: Path, passphrase: bytes | None = None) -> ClientKey:
     """Write a new client key and its public part into a directory; FileExistsError if there is one."""
     key = ClientKey.generate()
-    write_private_key(directory / CLIENT_KEY_NAME, key.private_key)
+    write_private_key(directory / CLIENT_KEY_NAME, key.private_key, passphrase)
     write_new(directory / CLIENT_PUBLIC_NAME, key.public_key.hex().encode() + b"\n", 0o644)
     return key
 
@@ -190,6 +232,6 @@ def read_public_key(text: str) -> bytes:
         ) from error
 
 
-def load_client_key(directory: Path) -> ClientKey:
-    """Read the client key in a directory; ConfigError says what is wrong with it."""
-    return ClientKey.from_private(load_private_key(directory / CLIENT_KEY_NAME))
+def load_client_key(directory: Path, passphrase: bytes | None = None, source: str = "that was given") -> ClientKey:
+    """Read the client key in a directory; ConfigError says what is wrong with it. See `load_private_key`."""
+    return ClientKey.from_private(load_private_key(directory / CLIENT_KEY_NAME, passphrase, source))

@@ -125,28 +125,29 @@ def init_cluster(
     limits: Limits | None = None,
     log_kind: BackendKind = BackendKind.SOFTWARE,
     encrypt_store: bool = False,
+    passphrase: bytes | None = None,
 ) -> ClusterFile:
     """Make a whole cluster in `directory`: cluster.toml, replica-0 … replica-2f (PBFT: 3f), client, operator.
 
     hosts: one for all replicas, or one each. base_port: the first replica on a host has it, the next on the
     same host has the next; 0 has the operating system choose free ports. log_kind: what keeps every replica's log,
-    SOFTWARE or PROCESS; PBFT has none. encrypt_store: seal payloads at rest; PROCESS only. ProvisionError if that
-    fails.
+    SOFTWARE or PROCESS; PBFT has none. encrypt_store: seal payloads at rest; PROCESS only. passphrase: with which every
+    private key is encrypted but the logs'. ProvisionError if that fails.
     """
     places = plan_addresses(f, hosts, base_port, ordering)
     trusted_log = TrustedLogSettings(log_kind, encrypt_store=encrypt_store)
     # The directory itself is public, as cluster.toml is; what is private in it has its own mode.
     with _built_beside(directory, 0o755) as building:
         parts = [
-            _make_pbft_replica(building / replica_folder_name(number), number, host, port)
+            _make_pbft_replica(building / replica_folder_name(number), number, host, port, passphrase)
             if ordering is PBFT
-            else _make_replica(building / replica_folder_name(number), number, host, port, trusted_log)
+            else _make_replica(building / replica_folder_name(number), number, host, port, trusted_log, passphrase)
             for number, (host, port) in enumerate(places)
         ]
         operators: tuple[bytes, ...] = ()
         if ordering is not PBFT:
             (building / OPERATOR_NAME).mkdir(mode=0o700)
-            operators = (create_client_key(building / OPERATOR_NAME).public_key,)
+            operators = (create_client_key(building / OPERATOR_NAME, passphrase).public_key,)
         raw = _cluster_bytes(
             parts,
             f,
@@ -158,7 +159,7 @@ def init_cluster(
         )
         write_new(building / CLUSTER_FILE_NAME, raw, 0o644)
         (building / CLIENT_NAME).mkdir(mode=0o700)
-        create_client_key(building / CLIENT_NAME)
+        create_client_key(building / CLIENT_NAME, passphrase)
     return load_any_cluster_file(directory)
 
 
@@ -169,11 +170,12 @@ def keygen(
     port: int,
     trusted_log: TrustedLogSettings = TrustedLogSettings(),  # noqa: B008 - frozen
     tpm: TpmPlace | None = None,
+    passphrase: bytes | None = None,
 ) -> Path:
     """Make a replica's private folder and return the path of its public file, which lies in it.
 
     trusted_log: with a socket, the service that listens there is asked for its log's key, and no log is made.
-    tpm: where the log's key and chain are made, if its backend is a TPM.
+    tpm: where the log's key and chain are made, if its backend is a TPM. passphrase: to encrypt the TLS key with.
     """
     if not 0 <= number <= 2 * FAULTS_MAX:
         raise ProvisionError(f"a replica's number is from 0 to {2 * FAULTS_MAX}, not {number}")
@@ -184,15 +186,15 @@ def keygen(
     if not 1 <= port <= 65535:
         raise ProvisionError(f"a port is from 1 to 65535, not {port}")
     with _built_beside(directory) as building:
-        part = _make_replica(building, number, host, port, trusted_log, tpm)
+        part = _make_replica(building, number, host, port, trusted_log, passphrase, tpm)
         write_new(building / public_file_name(number), dump_public_part(part), 0o644)
     return directory / public_file_name(number)
 
 
-def make_client(directory: Path) -> ClientKey:
+def make_client(directory: Path, passphrase: bytes | None = None) -> ClientKey:
     """Make a directory with a new client key; ProvisionError if there is something already."""
     with _built_beside(directory) as building:
-        return create_client_key(building)
+        return create_client_key(building, passphrase)
 
 
 def assemble(
@@ -331,6 +333,7 @@ def _make_replica(
     host: str,
     port: int,
     trusted_log: TrustedLogSettings,
+    passphrase: bytes | None,
     tpm: TpmPlace | None = None,
 ) -> PublicPart:
     """Fill `folder`, which is made if it is missing, with a replica's settings, keys and empty log."""
@@ -338,7 +341,7 @@ def _make_replica(
     key = generate_private_key()
     der = make_certificate(number, key)
     write_new(folder / SETTINGS_NAME, dump_settings(Settings(number, trusted_log=trusted_log)), 0o600)
-    write_private_key(folder / TLS_KEY_NAME, key)
+    write_private_key(folder / TLS_KEY_NAME, key, passphrase)
     write_new(folder / TLS_CERTIFICATE_NAME, certificate_pem(der).encode(), 0o600)
     if trusted_log.backend is BackendKind.TPM:
         member = _make_tpm_log(folder / LOG_NAME, number, tpm or TpmPlace(), encrypt_store=trusted_log.encrypt_store)
@@ -347,15 +350,15 @@ def _make_replica(
     return PublicPart(ReplicaPlace(number, host, port, der), member)
 
 
-def _make_pbft_replica(folder: Path, number: int, host: str, port: int) -> PublicPart:
+def _make_pbft_replica(folder: Path, number: int, host: str, port: int, passphrase: bytes | None) -> PublicPart:
     """Make `folder` with the settings and keys of a replica that keeps nothing else."""
     folder.mkdir(mode=0o700)
     key, signing = generate_private_key(), generate_private_key()
     der = make_certificate(number, key)
     write_new(folder / SETTINGS_NAME, dump_settings(Settings(number, durability="memory")), 0o600)
-    write_private_key(folder / TLS_KEY_NAME, key)
+    write_private_key(folder / TLS_KEY_NAME, key, passphrase)
     write_new(folder / TLS_CERTIFICATE_NAME, certificate_pem(der).encode(), 0o600)
-    write_private_key(folder / SIGNING_KEY_NAME, signing)
+    write_private_key(folder / SIGNING_KEY_NAME, signing, passphrase)
     return PublicPart(ReplicaPlace(number, host, port, der), pbft_member(number, public_bytes(signing.public_key())))
 
 

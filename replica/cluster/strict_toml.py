@@ -27,10 +27,10 @@ class TomlFile:
     digest: bytes
 
 
-def read_bounded(path: Path, size_max: int = FILE_BYTES_MAX, *, private: bool = False) -> bytes:
+def read_bounded(path: Path, size_max: int = FILE_BYTES_MAX, *, private: str = "") -> bytes:
     """Return a regular file's content, at most `size_max` bytes; ConfigError if that cannot be.
 
-    With `private`, a file that other users can read is refused too, whatever it holds.
+    private: what the file holds that is nobody else's; one that other users can read is refused then, too.
     """
     try:
         # Without O_NONBLOCK, opening a named pipe would wait for a writer for ever.
@@ -51,7 +51,7 @@ def read_bounded(path: Path, size_max: int = FILE_BYTES_MAX, *, private: bool = 
         raise ConfigError(f"{path}: not a regular file")
     if private and mode & 0o077:
         raise ConfigError(
-            f"{path}: this private key is open to other users (mode {stat.S_IMODE(mode):04o}); "
+            f"{path}: this {private} is open to other users (mode {stat.S_IMODE(mode):04o}); "
             f"if nobody can have copied it, run: chmod 600 {shlex.quote(str(path))}"
         )
     if len(content) > size_max:

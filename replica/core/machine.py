@@ -163,6 +163,8 @@ class ReplicaCore(Inspection):
             else:
                 self._on_answer(event)
         self._come_home()
+        if self.has_more or self._catch_up.transfer is not None:
+            self._pen.expectation.excuse(self._known.now_ms)
         self._say_what_is_owed()
         effects, self._effects = self._effects, []
         return effects
@@ -240,6 +242,7 @@ class ReplicaCore(Inspection):
     def _relay(self, waiting: Waiting) -> None:
         """Hand a request to the primary, and plan when to do so again."""
         waiting.relay_at_ms = self._known.now_ms + waiting.relay_pause_ms
+        waiting.relayed_ms = self._known.now_ms if waiting.relayed_ms is None else waiting.relayed_ms
         waiting.relay_pause_ms = min(2 * waiting.relay_pause_ms, RELAY_PAUSE_MS_MAX)
         self._effects.append(Relay(self.primary, waiting.envelope))
 
@@ -441,6 +444,7 @@ class ReplicaCore(Inspection):
     def _execute(self, slot: int, batch: Batch) -> None:
         replies = self.executor.execute(slot, batch)
         self._known.executed = slot
+        self._pen.expectation.executed(batch, self._known.requests, self._known.now_ms)
         for envelope in batch.envelopes:
             self.patience.executed(self._known.requests.executed(envelope, self._known.now_ms))
         answered = self._drop_what_is_answered(batch)

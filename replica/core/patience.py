@@ -7,6 +7,8 @@ It doubles with each view that executed nothing. It is *halved*, not reset, when
 executed, and once per view: a single old request in a faulty primary's view must not make the next honest view too
 short. In a round of 2f + 1 views at most f can be spoiled so, and f + 1 double it, so it grows until an honest view is
 long enough. There is no upper bound, because a bound would assume one on the network.
+
+A primary that executes things, only slowly, is judged in `replica.core.expectation`.
 """
 
 PATIENCE_FIRST_MS = 1000

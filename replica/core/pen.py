@@ -5,8 +5,9 @@ counts others' entries as they were read, and of its own those that stand before
 a whole or not at all, so a COMMIT may follow the own vote that completes its quorum. What is decided and executed is
 counted elsewhere, from entries that have come back durable and attested.
 
-Order (design section 4.2): VIEW-CHANGE if q replicas want it; SUSPECT if patience ended; CHECKPOINT; NEW-VIEW; COMMIT;
-PREPARE or PRE-PREPARE; RESULT. CHECKPOINT before votes means that no vote is at or below the own checkpoint.
+Order (design section 4.2): VIEW-CHANGE if q replicas want it; SUSPECT if patience ended or the primary disappoints;
+CHECKPOINT; NEW-VIEW; COMMIT; PREPARE or PRE-PREPARE; RESULT. CHECKPOINT before votes means that no vote is at or below
+the own checkpoint.
 """
 
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from replica.core.entries import (
     ViewChange,
 )
 from replica.core.envelope import Envelope
+from replica.core.expectation import Expectation
 from replica.core.genesis import Ordering
 from replica.core.knowledge import Knowledge
 from replica.core.logstate import LogState, Opening
@@ -42,6 +44,7 @@ class Pen:
         self._number = number
         self._known = knowledge
         self._patience = patience
+        self.expectation = Expectation(patience, knowledge.genesis.f)
 
     @property
     def view(self) -> int:
@@ -51,6 +54,9 @@ class Pen:
     def resume(self) -> None:
         """Begin where the own log, as it was read, ends."""
         self.state = self._known.states[self._number].copy()
+        proposer = primary(self.view, self._known.genesis.n)
+        if proposer != self.expectation.primary:
+            self.expectation.enter_view(proposer, self._known.now_ms)
 
     def write(self) -> tuple[bytes, ...]:
         """Return the payloads of everything that is owed now, within a group's limits; () if nothing is."""
@@ -71,6 +77,7 @@ class Pen:
         elif isinstance(entry, ViewChange):
             # At once, not when it comes back: the next entry of this very group is judged in the new view.
             self._patience.enter_view(self._known.now_ms)
+            self.expectation.enter_view(primary(self.view, self._known.genesis.n), self._known.now_ms)
             self._known.requests.begin_view(())
             self._known.cut_lags = False
         elif carried is not None:
@@ -124,10 +131,13 @@ class Pen:
             return None
         # A primary whose log stopped at a violation can do nothing more here, requests or not; one that leaves the cut
         # behind keeps logs from being truncated.
-        stopped = primary(self.view, self._known.genesis.n) in self._known.blind
-        oldest = self._known.requests.oldest()
+        known, proposer = self._known, primary(self.view, self._known.genesis.n)
+        oldest = known.requests.oldest()
         since = None if oldest is None else oldest.since_ms
-        if stopped or self._known.cut_lags or self._patience.has_ended(since, self._known.now_ms):
+        if proposer in known.blind or known.cut_lags or self._patience.has_ended(since, known.now_ms):
+            return Suspect(self.view)
+        # What a primary is to itself, it would take for slowness when it has much to do.
+        if proposer != self._number and self.expectation.is_disappointed(known.requests, known.now_ms):
             return Suspect(self.view)
         return None
 

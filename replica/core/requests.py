@@ -1,15 +1,22 @@
-"""Requests that wait to be ordered: bounded, one queue per client, served in turn.
+"""Requests that wait to be ordered: bounded, one queue per client, served in turn by what they cost.
 
 A replica keeps what clients sent it until it is executed: the primary to propose it, a backup to hand it to the
 primary. Serving clients in turn keeps one client's flood from another's way.
+
+A turn is worth the same to everybody: deficit round robin (Shreedhar and Varghese, SIGCOMM 1995) with a quantum of one
+unit, which is one operation or one KiB, whichever an envelope has more of. An envelope that costs c is served in the
+c-th round after its client's turn came; one whose client has nothing waiting saves nothing up. Rounds that serve nobody
+are not walked through: a heap holds the round in which each client's first envelope is due, so that an envelope taken
+costs O(log clients), whatever others wait for. One client's requests keep their order.
 """
 
+import heapq
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from replica.core.batch import BATCH_OVERHEAD_MAX
-from replica.core.envelope import Envelope
-from replica.core.genesis import MIB, Limits
+from replica.core.envelope import Envelope, Operations
+from replica.core.genesis import KIB, MIB, Limits
 
 REQUESTS_MAX = 8192
 # Digests of executed requests that are remembered.
@@ -18,29 +25,74 @@ EXECUTED_PAUSE_MS = 500
 REQUEST_BYTES_MAX = 64 * MIB
 REQUESTS_PER_CLIENT_MAX = 256
 REQUEST_BYTES_PER_CLIENT_MAX = 16 * MIB
+# An own batch holds no more operations than this, or one envelope: a batch is executed whole, and whoever comes next
+# waits for that. The agreed limits alone would allow hundreds of thousands of small operations, seconds of work.
+BATCH_OPERATIONS_MAX = 2048
+# While what was proposed and is not executed comes to so many units or more, nothing more is taken: whoever comes next
+# waits for all of that, whatever its turn. It takes a few hundred operations under way to keep a cluster busy; 4,096
+# KiB is one full batch at the usual limits.
+UNDER_WAY_MAX = 4096
+# Entries of the heap that stand for nothing any more, beyond as many as stand for something, before it is made anew.
+STALE_MAX = 64
 # How long a backup waits before it hands a request to the primary for the second time.
 RELAY_PAUSE_MS = 300
 
 
 @dataclass(slots=True)
 class Waiting:
-    """A request that is not executed yet. Times in milliseconds."""
+    """A request that is not executed yet. Times in milliseconds.
+
+    In the present view: relayed_ms: when it was handed to the primary first. overtaken: batches of which that is said
+    (`replica.core.expectation`). work_before: the queue's `work` when the view began, or when this came later.
+    """
 
     envelope: Envelope
     digest: bytes
     since_ms: int
+    work_before: int
     relay_at_ms: int = 0
     relay_pause_ms: int = RELAY_PAUSE_MS
+    relayed_ms: int | None = None
+    overtaken: int = 0
     proposed: bool = False
 
 
+@dataclass(slots=True)
+class Turn:
+    """A client's place in the line: its first request is due `since_round` + its cost, after whoever came before."""
+
+    since_round: int
+    due_round: int
+    place: int
+
+
+def operations_of(envelope: Envelope) -> int:
+    """Return how many operations an envelope asks for; opening a session is one."""
+    content = envelope.content
+    return len(content.operations) if isinstance(content, Operations) else 1
+
+
+def cost_of(envelope: Envelope) -> int:
+    """Return what an envelope costs, in units: its operations or its KiB (rounded up), whichever is more."""
+    return max(operations_of(envelope), -(-len(envelope.raw) // KIB))
+
+
 class RequestQueue:
-    """Requests by digest, and per client in order of arrival."""
+    """Requests by digest, and per client in order of arrival.
+
+    work: what all requests executed so far cost, in units; it never falls.
+    """
 
     def __init__(self, limits: Limits) -> None:
+        self.work = 0
         self._limits = limits
         self._waiting: dict[bytes, Waiting] = {}
         self._unproposed: dict[bytes, dict[bytes, Waiting]] = {}  # client -> digest -> request
+        self._turns: dict[bytes, Turn] = {}  # of the clients in _unproposed
+        self._line: list[tuple[int, int, bytes]] = []  # heap: due round, place, client; stale unless as in _turns
+        self._under_way = 0  # what is proposed costs so much
+        self._round = 0
+        self._places = 0
         self._by_client: dict[bytes, dict[bytes, Waiting]] = {}  # as above, those proposed included
         self._client_bytes: dict[bytes, int] = {}
         self._bytes = 0
@@ -68,12 +120,12 @@ class RequestQueue:
             raise QueueFullError("this replica has too many requests waiting; send again later")
         if count >= REQUESTS_PER_CLIENT_MAX or taken + size > REQUEST_BYTES_PER_CLIENT_MAX:
             raise QueueFullError("this client has too many requests waiting; wait for replies before sending more")
-        waiting = Waiting(envelope, digest, now_ms)
+        waiting = Waiting(envelope, digest, now_ms, self.work)
         self._waiting[digest] = waiting
         self._by_client.setdefault(envelope.client, {})[digest] = waiting
         self._client_bytes[envelope.client] = taken + size
         self._bytes += size
-        self._unproposed.setdefault(envelope.client, {})[digest] = waiting
+        self._line_up(waiting)
         return waiting
 
     def find(self, envelope: Envelope) -> Waiting | None:
@@ -85,26 +137,70 @@ class RequestQueue:
         return self._by_client.get(client, {}).values()
 
     def take_batch(self) -> list[Envelope]:
-        """Take requests for one batch, one client's after another's, within the agreed limits of a batch."""
+        """Take requests for one batch, one client's after another's, within the limits; none if enough is under way."""
         taken: list[Envelope] = []
+        if self._under_way >= UNDER_WAY_MAX:
+            return taken
         room = self._limits.batch_bytes_max - BATCH_OVERHEAD_MAX
-        while self._unproposed and len(taken) < self._limits.batch_envelopes_max:
-            client, queue = next(iter(self._unproposed.items()))
-            waiting = next(iter(queue.values()))
-            size = len(waiting.envelope.raw) + 4
-            if size > room:
+        operations = 0
+        while len(taken) < self._limits.batch_envelopes_max and (waiting := self._next_due()) is not None:
+            envelope = waiting.envelope
+            size = len(envelope.raw) + 4
+            operations += operations_of(envelope)
+            if size > room or (taken and operations > BATCH_OPERATIONS_MAX):
                 break
             room -= size
             waiting.proposed = True
-            taken.append(waiting.envelope)
+            self._under_way += cost_of(envelope)
+            taken.append(envelope)
+            self._round = self._turns[envelope.client].due_round
+            heapq.heappop(self._line)
             self._withdraw(waiting)
-            # To the end of the line, so that the next place goes to the next client.
-            if client in self._unproposed:
-                self._unproposed[client] = self._unproposed.pop(client)
+            if envelope.client in self._unproposed:
+                self._take_place(envelope.client)
         return taken
+
+    def _next_due(self) -> Waiting | None:
+        """Return the request at the front of the line, which stays there."""
+        while self._line:
+            due, place, client = self._line[0]
+            turn = self._turns.get(client)
+            if turn is None or (turn.due_round, turn.place) != (due, place):
+                heapq.heappop(self._line)
+                continue
+            first = next(iter(self._unproposed[client].values()))
+            if turn.since_round + cost_of(first.envelope) > due:
+                # What was first is executed already, and what comes next costs more.
+                heapq.heappop(self._line)
+                self._take_place(client, turn.since_round)
+                continue
+            return first
+        return None
+
+    def _line_up(self, waiting: Waiting) -> None:
+        """Add a request to those to be proposed."""
+        client = waiting.envelope.client
+        queue = self._unproposed.get(client)
+        if queue is not None:
+            queue[waiting.digest] = waiting
+        else:
+            self._unproposed[client] = {waiting.digest: waiting}
+            self._take_place(client)
+
+    def _take_place(self, client: bytes, since_round: int | None = None) -> None:
+        """Put a client into the line, to pay for its first request from this round on; from now on if None."""
+        first = next(iter(self._unproposed[client].values()))
+        since = self._round if since_round is None else since_round
+        self._places += 1
+        turn = self._turns[client] = Turn(since, since + cost_of(first.envelope), self._places)
+        heapq.heappush(self._line, (turn.due_round, turn.place, client))
+        if len(self._line) > 2 * len(self._turns) + STALE_MAX:
+            self._line = [(turn.due_round, turn.place, client) for client, turn in self._turns.items()]
+            heapq.heapify(self._line)
 
     def executed(self, envelope: Envelope, now_ms: int = 0) -> int | None:
         """Forget a request that was executed; return since when it waited here, or None if it did not."""
+        self.work += cost_of(envelope)
         digest = envelope.digest()
         times, _ = self._executed.pop(digest, (0, 0))
         self._executed[digest] = (times + 1, now_ms)
@@ -128,23 +224,32 @@ class RequestQueue:
     def begin_view(self, carried: Iterable[Envelope]) -> None:
         """Let everything that is not executed be proposed or relayed anew, except what the new view carries."""
         self._unproposed.clear()
+        self._turns.clear()
+        self._line.clear()
+        self._under_way = 0
         for waiting in self._waiting.values():
             waiting.proposed = False
             waiting.relay_at_ms = 0
             waiting.relay_pause_ms = RELAY_PAUSE_MS
+            waiting.relayed_ms = None
+            waiting.overtaken = 0
+            waiting.work_before = self.work
         for envelope in carried:
             waiting_too = self._waiting.get(envelope.digest())
-            if waiting_too is not None:
+            if waiting_too is not None and not waiting_too.proposed:
                 waiting_too.proposed = True
+                self._under_way += cost_of(envelope)
         for waiting in self._waiting.values():
             if not waiting.proposed:
-                self._unproposed.setdefault(waiting.envelope.client, {})[waiting.digest] = waiting
+                self._line_up(waiting)
 
     def _forget(self, digest: bytes) -> int | None:
         waiting = self._waiting.pop(digest, None)
         if waiting is None:
             return None
         self._withdraw(waiting)
+        if waiting.proposed:
+            self._under_way -= cost_of(waiting.envelope)
         size = len(waiting.envelope.raw)
         self._bytes -= size
         client = waiting.envelope.client
@@ -159,7 +264,7 @@ class RequestQueue:
         """Take a request out of those to be proposed."""
         queue = self._unproposed.get(waiting.envelope.client)
         if queue is not None and queue.pop(waiting.digest, None) is not None and not queue:
-            del self._unproposed[waiting.envelope.client]
+            del self._unproposed[waiting.envelope.client], self._turns[waiting.envelope.client]
 
 
 class QueueFullError(Exception):

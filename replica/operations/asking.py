@@ -8,7 +8,6 @@ fails has a name, because what the operator does next depends on it. Everything 
 """
 
 import asyncio
-import socket
 import ssl
 import time
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from typing import Any, Final, cast
 from replica.cluster.clusterfile import ClusterFile, ReplicaPlace
 from replica.cluster.keys import ClientKey
 from replica.operations.reports import read_report
+from replica.wire.dial import UnknownNameError, dial, resolve
 from replica.wire.frames import MessageProtocol
 from replica.wire.handshake import connect_statement
 from replica.wire.messages import (
@@ -84,17 +84,16 @@ async def ask(cluster: ClusterFile, place: ReplicaPlace, deadline_s: float = DEA
     conversation = _Conversation(cluster, place, done)
     ends = loop.time() + deadline_s
     try:
+        addresses = await resolve(place.host, place.port, deadline_s)
         async with asyncio.timeout_at(ends):
-            await loop.create_connection(
-                lambda: conversation, place.host, place.port, ssl=client_context(place.certificate_der)
-            )
+            await dial(lambda: conversation, addresses, place.port, client_context(place.certificate_der))
             return await done
     except TimeoutError:
         step = "no connection" if conversation.challenge is None else "no status"
         text = f"{step} within {deadline_s:g} s"
         return Answer(place, Outcome.SILENT, text, conversation.challenge)
-    except socket.gaierror as error:
-        return Answer(place, Outcome.NO_NAME, f"{place.host}: {error.strerror}")
+    except UnknownNameError as error:
+        return Answer(place, Outcome.NO_NAME, error.why)
     except ConnectionRefusedError:
         return Answer(place, Outcome.NOT_LISTENING, f"nothing listens at {place.address}")
     except ssl.SSLCertVerificationError as error:

@@ -10,7 +10,6 @@ alone says.
 import asyncio
 import hashlib
 import os
-import socket
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from replica.cluster.strict_toml import ConfigError
 from replica.core.envelope import Administer, AdministerReply, Status, decode_reply, encode_administer
 from replica.core.layout import U64_MAX, LayoutError
 from replica.core.members import MemberList
+from replica.wire.dial import dial, resolve
 from replica.wire.frames import MessageProtocol
 from replica.wire.handshake import connect_statement
 from replica.wire.messages import (
@@ -136,16 +136,16 @@ class Council:
             line.abort()
 
     async def _keep_up(self, place: ReplicaPlace) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             line = _Line(self, place)
             tls = client_context(place.certificate_der)
             try:
+                addresses = await resolve(place.host, place.port, DIAL_S)
                 async with asyncio.timeout(DIAL_S):
-                    await loop.create_connection(partial(_same, line), place.host, place.port, ssl=tls)
+                    await dial(partial(_same, line), addresses, place.port, tls)
                 self._lines[place.number] = line
                 self.trouble[place.number] = await line.ended
-            except (OSError, ssl.SSLError, socket.gaierror, TimeoutError) as error:
+            except (OSError, ssl.SSLError, TimeoutError) as error:
                 self.trouble[place.number] = str(error) or "no answer"
             finally:
                 line.abort()

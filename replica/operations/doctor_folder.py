@@ -30,7 +30,10 @@ from replica.cluster.home import (
     ReplicaHome,
     load_home,
     load_settings,
+    unlocked,
 )
+from replica.cluster.keys import is_encrypted
+from replica.cluster.passphrase import PASSPHRASE_VARIABLE, PassphraseSource
 from replica.cluster.strict_toml import ConfigError
 from replica.core.genesis import MIB
 from replica.operations.findings import Finding, fine, problem, warning
@@ -66,6 +69,7 @@ def examine_folder(path: Path, now: dt.datetime) -> tuple[list[Finding], Replica
         findings.append(_unusable(path, error))
     else:
         findings.append(fine("configuration", path, "settings, cluster.toml and keys fit together"))
+        findings += _keys(home)
         findings += certificates(home.cluster, now)
         findings += _trusted_log(home)
         findings += _databases(home)
@@ -74,6 +78,27 @@ def examine_folder(path: Path, now: dt.datetime) -> tuple[list[Finding], Replica
     findings += _limits()
     findings += _environment()
     return findings, home
+
+
+def _keys(home: ReplicaHome) -> Iterator[Finding]:
+    """Say of each private key whether it is encrypted, and whether the passphrase that a variable names opens it."""
+    for path in home.private_key_paths:
+        if not is_encrypted(path):
+            text = "not encrypted: who reads the file has the key; a passphrase is optional (trustlog-replica keys)"
+            yield fine("key", path, text)
+            continue
+        try:
+            given = PassphraseSource().given()
+            if given is not None:
+                unlocked(home, PassphraseSource())
+        except ConfigError as error:
+            remedy = f"mend what {PASSPHRASE_VARIABLE} names, or unset it"
+            yield problem("key", path, str(error), remedy)
+        else:
+            opened = "; nobody named the passphrase here, so it was not opened"
+            if given is not None:
+                opened = f", and the passphrase {given.source} opens it"
+            yield fine("key", path, f"encrypted{opened}")
 
 
 def certificates(cluster: ClusterFile, now: dt.datetime) -> Iterator[Finding]:

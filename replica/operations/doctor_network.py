@@ -11,6 +11,7 @@ from replica.operations.asking import Answer, Outcome, ask, ask_all
 from replica.operations.findings import Finding, fine, problem, warning
 from replica.operations.health import own_place
 from replica.operations.reports import doubts, text
+from replica.wire.dial import REMEDY
 from trustlog import __version__
 
 # What batches' times may differ by before somebody wonders; nothing that is agreed on depends on a clock.
@@ -18,7 +19,7 @@ CLOCK_S_MAX: Final = 1.0
 _SAME_FILE: Final = "copy the right cluster.toml to every machine, unchanged, and start the replicas again"
 
 _REMEDIES: Final = {
-    Outcome.NO_NAME: "see that this machine knows the name (DNS, /etc/hosts), or write an address into cluster.toml",
+    Outcome.NO_NAME: REMEDY,
     Outcome.NOT_LISTENING: "start that replica: trustlog-replica run; if it runs, compare its address and port",
     Outcome.UNREACHABLE: "see cables, routes and firewalls between the two machines",
     Outcome.SILENT: "a firewall that drops, or a machine that hangs: try from another one; if it runs, see its log",

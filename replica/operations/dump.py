@@ -23,14 +23,15 @@ import stat
 import sys
 import tarfile
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any, Final
 
 from replica.cluster.home import LOG_NAME, LOG_PUBLIC_KEY_NAME, SETTINGS_NAME, TLS_KEY_NAME, ReplicaHome
-from replica.cluster.keys import CLIENT_KEY_NAME, load_private_key, write_new
-from replica.cluster.provision import CLIENT_NAME
+from replica.cluster.keys import CLIENT_KEY_NAME, LockedKeyError, is_encrypted, load_private_key, write_new
+from replica.cluster.passphrase import PassphraseSource
+from replica.cluster.provision import CLIENT_NAME, OPERATOR_NAME
 from replica.core.genesis import MIB
 from replica.operations.findings import Finding
 from replica.shell.evidence import EvidenceFolder
@@ -45,6 +46,7 @@ PIECE: Final = 12
 
 BASE64_PIECE: Final = 16
 SCALAR_SIZE: Final = 32
+ENCRYPTED_SIZE: Final = 128  # of a P-256 key with a passphrase: its last bytes, past what every such file begins with
 # Where the log's private key stands in log.state, sealed; see trustlog.sealed.
 SEALED_IDENTITY: Final = (45, 496)
 
@@ -192,10 +194,22 @@ def _refuse_secrets(parts: Mapping[str, bytes], folder: Path) -> None:
 
 
 def _secrets(folder: Path) -> Iterator[tuple[Path, bytes]]:
-    """Yield every secret that there is: 32 bytes of a private key, a sealing key, and the log's sealed identity."""
-    for path in (folder / TLS_KEY_NAME, folder.parent / CLIENT_NAME / CLIENT_KEY_NAME):
-        if path.exists():
-            yield path, load_private_key(path).private_numbers().private_value.to_bytes(SCALAR_SIZE, "big")
+    """Yield every secret that there is: 32 bytes of a private key, a sealing key, and the log's sealed identity.
+
+    Of a key with a passphrase it is the end of what is encrypted, and the key itself only if TRUSTLOG_PASSPHRASE_FILE
+    opens it.
+    """
+    beside = (folder.parent / name / CLIENT_KEY_NAME for name in (CLIENT_NAME, OPERATOR_NAME))
+    for path in (folder / TLS_KEY_NAME, *beside):
+        if not path.exists():
+            continue
+        passphrase = None
+        if is_encrypted(path):
+            yield path, _pem_content(path.read_bytes())[-ENCRYPTED_SIZE:]
+            passphrase = PassphraseSource().given()
+        with suppress(LockedKeyError):
+            key = load_private_key(path, None if passphrase is None else passphrase.secret)
+            yield path, key.private_numbers().private_value.to_bytes(SCALAR_SIZE, "big")
     for path, start, end in (
         (folder / LOG_NAME / "seal.key", 0, SECRET_BYTES_MAX),
         (folder / LOG_NAME / "log.state", *SEALED_IDENTITY),
@@ -204,6 +218,15 @@ def _secrets(folder: Path) -> Iterator[tuple[Path, bytes]]:
             with path.open("rb") as file:
                 file.seek(start)
                 yield path, file.read(end - start)
+
+
+def _pem_content(pem: bytes) -> bytes:
+    """Return what a PEM file holds in base64; as it stands if that is damaged."""
+    lines = b"".join(line for line in pem.splitlines() if b"-----" not in line and b":" not in line)
+    try:
+        return base64.b64decode(lines)
+    except ValueError:
+        return lines
 
 
 def _pieces(secret: bytes) -> Iterator[bytes]:

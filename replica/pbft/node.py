@@ -17,7 +17,7 @@ import structlog
 
 from replica.application import load_application
 from replica.cluster.home import ReplicaHome
-from replica.cluster.keys import ClientKey, load_private_key
+from replica.cluster.keys import ClientKey
 from replica.cluster.pbft import pbft_replica_count
 from replica.core.batch import NULL_BATCH
 from replica.core.envelope import Envelope
@@ -82,9 +82,7 @@ class PbftNode:
         genesis = home.cluster.genesis
         self.verify_envelope: Callable[[Envelope], bool] = EnvelopeVerifier()
         self.codec = Codec(genesis, self.verify_envelope)
-        self.signatures = Signatures(
-            genesis, self.codec, ClientKey.from_private(load_private_key(home.signing_key_path))
-        )
+        self.signatures = Signatures(genesis, self.codec, ClientKey.from_private(home.load_signing_key()))
         self.executor = Executor(load_application(genesis.application), genesis)
         self.pending = Batches(genesis.limits, lambda: int(time.time() * 1000))
         limits = genesis.limits
@@ -93,16 +91,14 @@ class PbftNode:
         paces = (limits.checkpoint_interval, limits.window, PIPELINE)
         cluster = Cluster(pbft_replica_count(genesis.f), genesis.f, quorum, *voices, *paces)
         self.core = PbftCore(cluster, self.number, PATIENCE_MS, self.pending)
-        tls = server_context(
-            home.certificate_path, home.key_path, [place.certificate_der for place in home.cluster.replicas]
-        )
+        certificates = [place.certificate_der for place in home.cluster.replicas]
+        tls = server_context(home.certificate_path, home.key_path, certificates, home.passphrase)
         self.server = Server(self, home.cluster, tls, lambda server: PbftConnection(self, server))
-        own = (home.certificate_path, home.key_path)
         self.links = {
             place.number: Link(
                 self,
                 place,
-                client_context(place.certificate_der, *own),
+                client_context(place.certificate_der, *home.tls_identity),
                 lambda link, lost: PeerLink(self, link, lost),
             )
             for place in home.cluster.replicas

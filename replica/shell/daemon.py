@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import signal
+import socket
 import sys
 from contextlib import closing
 from typing import TYPE_CHECKING
@@ -96,6 +97,11 @@ async def _serve_list(home: ReplicaHome, log: TrustedLog) -> int:
             node.start()
         except OSError as error:
             host, port = home.listen_address
+            if isinstance(error, socket.gaierror):
+                raise StoreError(
+                    f"cannot listen at {host}:{port}: the name {host} cannot be resolved here: {error.strerror}; set "
+                    "`listen` in replica.toml to an address of this machine"
+                ) from error
             raise StoreError(
                 f"cannot listen at {host}:{port}: {error}; is another program, or this replica already, running there?"
             ) from error

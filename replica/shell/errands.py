@@ -33,6 +33,7 @@ class Errands:
 
     def _send_reply(self, effect: Send) -> None:
         node = self._node
+        node.tracing.replied(effect.client, effect.reply)
         connections = node.server.clients.get(effect.client)
         if not connections:
             return

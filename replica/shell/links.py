@@ -7,11 +7,12 @@ import random
 import ssl
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 from replica.cluster.clusterfile import ReplicaPlace
 from replica.cluster.home import ReplicaHome
 from replica.shell.appraisal import Examination
+from replica.wire.dial import dial, resolve
 from replica.wire.frames import MessageProtocol
 from replica.wire.messages import (
     FRAME_BYTES_MAX,
@@ -155,17 +156,12 @@ class Link:
         lost: asyncio.Future[str] = loop.create_future()
         connection: PeerConnection | None = None
         try:
+            addresses = await resolve(self.place.host, self.place.port, DIAL_S)
             async with asyncio.timeout(DIAL_S):
-                _, connection = await loop.create_connection(
-                    lambda: self._connect(self, lost.set_result),
-                    self.place.host,
-                    self.place.port,
-                    ssl=self._tls,
-                    ssl_handshake_timeout=DIAL_S,
+                transport, connection = await dial(
+                    lambda: self._connect(self, lost.set_result), addresses, self.place.port, self._tls
                 )
-                transport = cast("asyncio.Transport", connection.transport)
-                if transport is not None:
-                    pinned(transport.get_extra_info("ssl_object"), self.place.certificate_der)
+                pinned(transport.get_extra_info("ssl_object"), self.place.certificate_der)
         except TimeoutError:
             return f"no answer within {DIAL_S:.0f} s"
         except ssl.SSLCertVerificationError as error:

@@ -103,20 +103,24 @@ class Measures:
         """Note a request of a connected client; one that is repeated waits since it came first."""
         content = envelope.content
         count = len(content.operations) if isinstance(content, Operations) else 0
-        self._waiting.setdefault((envelope.client, _begins_with(envelope)), (time.perf_counter(), count))
+        self._waiting.setdefault((envelope.client, reply_beginning(envelope)), (time.perf_counter(), count))
         if len(self._waiting) > WAITING_MAX:
             self._waiting.popitem(last=False)
 
     def replied(self, client: bytes, reply: bytes) -> None:
         """Note a reply; only the first one to a request of a connected client counts."""
-        size = _OPERATIONS_BYTES if reply[:1] == bytes([EnvelopeKind.OPERATIONS]) else _OPENING_BYTES
-        waiting = self._waiting.pop((client, reply[:size]), None)
+        waiting = self._waiting.pop((client, reply_begins_with(reply)), None)
         if waiting is not None:
             self.client_s.add(time.perf_counter() - waiting[0])
             self.client_operations += waiting[1]
 
 
-def _begins_with(envelope: Envelope) -> bytes:
+def reply_begins_with(reply: bytes) -> bytes:
+    """Return the beginning of a reply, which says whose it is: `reply_beginning` of its envelope."""
+    return reply[: _OPERATIONS_BYTES if reply[:1] == bytes([EnvelopeKind.OPERATIONS]) else _OPENING_BYTES]
+
+
+def reply_beginning(envelope: Envelope) -> bytes:
     """Return the part of the reply to an envelope that is known before it is executed."""
     content = envelope.content
     if isinstance(content, Operations):

@@ -67,6 +67,7 @@ from replica.shell.receipts import Receipts
 from replica.shell.server import ServerConnection
 from replica.shell.store import Store, StoreError
 from replica.shell.streams import Streams
+from replica.shell.tracing import open_tracing
 from replica.shell.trustedlog import TrustedLog, stop_waiting, trouble
 from replica.shell.verify import EnvelopeVerifier, GroupVerifier
 from replica.wire.messages import CheckpointOffer, GroupMessage, Held, Part
@@ -104,6 +105,7 @@ class Node:
         self.started = time.monotonic()
         self.log = structlog.get_logger().bind(replica=self.number)
         self.trusted_log = log
+        self.tracing = open_tracing(self.number, lambda text: self.log.warning("tracing", why=text))
         genesis = home.cluster.genesis
         self._stopped = stopped
         self._milestones = milestones
@@ -139,11 +141,15 @@ class Node:
         serving = (self._serving_store, self._received, self._seen, self._on_serving_failed)
         self.streams = Streams(self.number, genesis.n, *serving)
         self.appraisals = Appraisals(self)
-        own = (home.certificate_path, home.key_path)
-        tls = server_context(*own, [place.certificate_der for place in home.cluster.replicas])
+        tls = server_context(
+            home.certificate_path,
+            home.key_path,
+            [place.certificate_der for place in home.cluster.replicas],
+            home.passphrase,
+        )
         self.server = Server(self, home.cluster, tls, lambda server: ServerConnection(self, server))
         self.links = {
-            place.number: LogLink(self, place, client_context(place.certificate_der, *own))
+            place.number: LogLink(self, place, client_context(place.certificate_der, *home.tls_identity))
             for place in home.cluster.replicas
             if place.number != self.number
         }
@@ -220,6 +226,7 @@ class Node:
             self.detector.keeper.close()
             self.store.close()
             self._serving_store.close()
+            self.tracing.close()
 
     def stop(self, reason: str) -> None:
         """Say nothing more, and have the daemon end: something is wrong with this replica itself."""
@@ -346,6 +353,7 @@ class Node:
 
     def _on_taken(self, effect: Taken) -> None:
         group = effect.group
+        self.tracing.heard(group.payloads)
         if group.last <= self._stored[group.author]:
             return
         self._stored[group.author] = group.last
@@ -365,6 +373,7 @@ class Node:
         self.watches.executed(effect.slot)
         if self.core.is_live:  # what is read again after a restart was measured before
             self.measures.executed(effect.batch)
+            self.tracing.executed(effect.slot, effect.batch)
 
     def _on_view_entered(self, effect: ViewEntered) -> None:
         self.measures.view_changes += self.core.is_live
@@ -420,6 +429,7 @@ class Node:
         return Tick(int(asyncio.get_running_loop().time() * 1000), int(time.time() * 1000))
 
     def _on_released(self, released: ReleasedGroup) -> None:
+        self.tracing.said(released.group.payloads)
         self.post(Appended(released.group))
         self.streams.publish(released)
 

@@ -132,6 +132,7 @@ class ServerConnection(AcceptedConnection):
         if envelope is not None:
             if self.role == "client":
                 self._node.measures.requested(envelope)
+            self._node.tracing.received(envelope)
             self._node.post(RequestReceived(envelope, relayed=self.role == "replica", source=self))
 
     def _hand_out(self, message: AskCheckpoint | AskPart) -> None:

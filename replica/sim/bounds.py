@@ -7,6 +7,11 @@ from replica.core.requests import REQUESTS_PER_CLIENT_MAX
 from replica.sim.scenario import Scenario
 from replica.sim.witness import Bound
 
+# Patiences for which a slow primary (`replica.sim.slow`) may stay in one view of a healed network. Where nothing is
+# there to compare it with, the expectation falls from one patience to a quarter, by a sixteenth of itself in each met
+# period: that takes 12, and as long again where periods end with the next request only; then five are missed.
+SLOW_PATIENCES_MAX = 30
+
 
 def bounds(scenario: Scenario) -> Mapping[str, Bound]:
     """Return the largest sizes that a correct replica's collections may have.
@@ -42,7 +47,7 @@ def views_bound(scenario: Scenario, now_ms: int) -> int:
 
     A view is left when q replicas want that, so a correct one does. It says SUSPECT at once if the view's primary was
     exposed, which at most f of n primaries in a row are, or else when its patience ended, which is never shorter than
-    the first one and begins when q replicas wanted the view.
+    the first one and begins when q replicas wanted the view. It never finds a primary slow or unfair sooner.
     """
     patient = now_ms // scenario.patience_ms + 1
     return -(-patient * scenario.n // (scenario.n - scenario.f)) + scenario.n

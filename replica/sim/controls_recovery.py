@@ -82,7 +82,7 @@ RECOVERY: tuple[Control, ...] = (
         "the changes of a milestone that was passed over are lost",
         ("state",),
         planted.passed_milestones_lost,
-        17,
+        4,
         {**_liar(1, "checkpoint-lie:skip"), "storm_ms": 12_000},
     ),
     Control(

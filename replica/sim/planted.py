@@ -15,6 +15,7 @@ from replica.core.batch import NULL_BATCH
 from replica.core.entries import Commit, NewView, Prepare, PrePrepare, Reference, ViewChange
 from replica.core.envelope import Open
 from replica.core.events import Fetch
+from replica.core.expectation import Expectation
 from replica.core.fetching import Fetcher
 from replica.core.heads import HeadsComparer
 from replica.core.inbox import Arrival, Inbox
@@ -197,6 +198,7 @@ def change_without_quorum() -> list[Patch]:
 
 
 def any_progress_restores() -> list[Patch]:
+    """Let any execution restore patience. A primary that serves others is found unfair as well: that is off too."""
     right = Patience.executed
 
     def executed(patience: Any, since_ms: int | None) -> None:
@@ -211,11 +213,17 @@ def any_progress_restores() -> list[Patch]:
         since: int = max(oldest_since_ms, patience._view_began_ms)
         return bool(now_ms - since >= patience.present_ms)
 
-    return [(Patience, "executed", executed), (Patience, "has_ended", has_ended)]
+    patience = [(Patience, "executed", executed), (Patience, "has_ended", has_ended)]
+    return [*patience, *slowness_never_suspected()]
 
 
 def never_impatient() -> list[Patch]:
     return [(Patience, "has_ended", lambda *_: False)]
+
+
+def nobody_suspects() -> list[Patch]:
+    """Let neither patience end nor a primary be found slow: one that stops when something was executed is both."""
+    return [*never_impatient(), *slowness_never_suspected()]
 
 
 def patience_never_grows() -> list[Patch]:
@@ -223,6 +231,20 @@ def patience_never_grows() -> list[Patch]:
         patience._view_began_ms = now_ms
 
     return [(Patience, "enter_view", enter_view)]
+
+
+def slowness_never_suspected() -> list[Patch]:
+    return [(Expectation, "is_disappointed", lambda *_: False)]
+
+
+def expectation_never_raised() -> list[Patch]:
+    right = Expectation._begin
+
+    def begin(expectation: Any, proposer: int, now_ms: int) -> None:
+        right(expectation, proposer, now_ms)
+        expectation.floor_ms = expectation.expected_ms
+
+    return [(Expectation, "_begin", begin)]
 
 
 def missing_never_asked_for() -> list[Patch]:

@@ -2,7 +2,7 @@
 
 import random
 
-from replica.sim import clones, cutlies, forgers, hiding, lies, poison, rulebreakers, strategies
+from replica.sim import clones, cutlies, forgers, hiding, lies, poison, rulebreakers, slow, strategies
 from replica.sim.strategies import Strategy
 
 STRATEGIES: dict[str, type[Strategy]] = {
@@ -43,6 +43,8 @@ STRATEGIES: dict[str, type[Strategy]] = {
         poison.ForgedState,
         poison.FalseHeads,
         hiding.HiddenView,
+        slow.SlowPrimary,
+        slow.DrippingPrimary,
         clones.ClonedLog,
         clones.ClonedPrimary,
         forgers.ForgedList,
@@ -55,7 +57,7 @@ _IMPOSSIBLE = ("cloned-log", "cloned-primary")
 # Only for scripted runs, and for those that are about one rule.
 _SCRIPTED = ("null-vote", "rule-breaker", forgers.ForgedList.name)
 # These are drawn after everything else, so that what is drawn before stays as it was.
-LATE = ("false-heads", "hidden-view")
+LATE = ("false-heads", "hidden-view", "slow-primary", "dripping-primary")
 DRAWN = tuple(name for name in STRATEGIES if name not in {*_IMPOSSIBLE, *_SCRIPTED, *LATE})
 _OTHERS = tuple(name for name in DRAWN if name not in _ENDING)
 
@@ -80,4 +82,7 @@ def draw_late(chance: random.Random, strategies: tuple[tuple[str, ...], ...]) ->
     """Return the strategies of all faulty replicas, in some runs with what is drawn late added."""
     if chance.random() < 0.1:
         strategies = tuple((*chosen, "hidden-view") for chosen in strategies)
-    return tuple((*chosen, "false-heads") if chance.random() < 0.1 else chosen for chosen in strategies)
+    strategies = tuple((*chosen, "false-heads") if chance.random() < 0.1 else chosen for chosen in strategies)
+    drawn = [chance.random() for _ in strategies]
+    slow = ["slow-primary" if one < 0.2 else "dripping-primary" if one < 0.4 else "" for one in drawn]
+    return tuple((*chosen, one) if one else chosen for chosen, one in zip(strategies, slow, strict=True))

@@ -16,7 +16,7 @@ from typing import Any
 
 from replica.core.genesis import Genesis
 from replica.sim.audience import Audience
-from replica.sim.bounds import bounds
+from replica.sim.bounds import SLOW_PATIENCES_MAX, bounds
 from replica.sim.clients import CorrectClient
 from replica.sim.disk import Damage
 from replica.sim.faulty import Cabal, FaultyReplica
@@ -28,6 +28,7 @@ from replica.sim.repertoire import make_strategy
 from replica.sim.replica import CorrectReplica
 from replica.sim.scenario import Scenario, draw
 from replica.sim.setting import CLIENTS_FROM, OPERATOR, VILLAINS_FROM, Setting
+from replica.sim.slow import Slow
 from replica.sim.villains import FaultyClient
 from replica.sim.witness import Violation, Witness
 from replica.sim.world import Network, World
@@ -133,7 +134,7 @@ class Run:
         for i in range(NEW_REQUESTS):
             for client in self.clients:
                 self.world.after(1 + i * 400, lambda c=client: c.ask(forever=True))  # type: ignore[misc]
-        self.world.run(healed + NEW_REQUESTS * 400)
+        self.world.run(healed + max(NEW_REQUESTS * 400, self.scenario.goes_on_ms))
         self._bring_to_an_end(healed, self._who_is_owed)
         self.world.counts["heal-ms-max"] = self.world.now - healed
         for client in self.clients:
@@ -184,11 +185,19 @@ class Run:
                 )
         return waits
 
+    def _slow(self) -> dict[int, list[Slow]]:
+        """Return what faulty replicas do to be slow and nothing else."""
+        hosts = {number: host for number, host in self.hosts.items() if isinstance(host, FaultyReplica)}
+        return {number: [one for one in host.strategies if isinstance(one, Slow)] for number, host in hosts.items()}
+
     def _heal(self) -> None:
         self.is_healed = True
         self.setting.network.heal(self.scenario.healed)
         for replica in self.replicas.values():
             replica.restart()
+        for strategies in self._slow().values():
+            for strategy in strategies:
+                strategy.forgive()
         for client in self.clients:
             client.oblige()
             for host in self.hosts.values():
@@ -209,6 +218,12 @@ class Run:
                 self.witness.violation("state", f"what replica {number} stored is not what its header names")
         for number in self._goes_on_rolled_back():
             self.witness.violation("rollback", f"replica {number} was rolled back and goes on")
+        for number, strategies in self._slow().items():
+            longest = max((strategy.longest for strategy in strategies), default=0)
+            self.world.counts["slow-patiences-max"] = max(self.world.counts["slow-patiences-max"], longest)
+            if longest > SLOW_PATIENCES_MAX:
+                text = f"replica {number} was slow, and the primary of one view, for {longest} patiences"
+                self.witness.violation("slow", text)
         self.witness.settle(states)
         counts = self.world.counts + self.witness.counts
         counts["runs"] = 1

@@ -52,6 +52,7 @@ class Scenario:
 
     faulty: the faulty replicas' numbers, at most f. strategies: the names of what each of them does.
     storm_ms: how long the safety phase takes. liveness_ms: how long a healed network may take.
+    goes_on_ms: for how long clients go on to ask in a healed network, at least.
     partitions, stalls, crashes, disconnects: how many there are during the storm.
     damages: for each time that a correct replica is away for long, what happens to its disk meanwhile.
     power_cuts: how many times all correct replicas crash at once.
@@ -84,6 +85,7 @@ class Scenario:
     clients: int
     faulty_clients: int
     habits: Habits
+    goes_on_ms: int = 0
     changes: tuple[Change, ...] = ()
 
     @property

@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from replica.cluster.clusterfile import ClusterFile
+from replica.wire.dial import dial, resolve
 
 
 class WrongCertificate(Exception):  # noqa: N818 - it names what was found
@@ -27,26 +28,32 @@ class WrongCertificate(Exception):  # noqa: N818 - it names what was found
 TlsObject = ssl.SSLObject | ssl.SSLSocket
 
 
-def server_context(certificate: Path, key: Path, member_certificates: Iterable[bytes]) -> ssl.SSLContext:
+def server_context(
+    certificate: Path, key: Path, member_certificates: Iterable[bytes], passphrase: bytes | None = None
+) -> ssl.SSLContext:
     """Return the context of an accepting replica.
 
-    certificate, key: this replica's PEM files. member_certificates: DER of every member's. A connection that
-    presents another certificate fails in the handshake; one that presents none succeeds (a client).
+    certificate, key: this replica's PEM files. member_certificates: DER of every member's. passphrase: the key's, if
+    it is encrypted. A connection that presents another certificate fails in the handshake; one that presents none
+    succeeds (a client).
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     _restrict(context, member_certificates)
     context.num_tickets = 0
     context.verify_mode = ssl.CERT_OPTIONAL
-    context.load_cert_chain(certificate, key)
+    _load_own(context, certificate, key, passphrase)
     return context
 
 
 def client_context(
-    expected_certificate_der: bytes, certificate: Path | None = None, key: Path | None = None
+    expected_certificate_der: bytes,
+    certificate: Path | None = None,
+    key: Path | None = None,
+    passphrase: bytes | None = None,
 ) -> ssl.SSLContext:
     """Return the context of a dialler that means to reach the replica with exactly this certificate (DER).
 
-    certificate, key: the dialler's own PEM files if it is a replica; a client has none.
+    certificate, key: the dialler's own PEM files if it is a replica; a client has none. passphrase: the key's.
     """
     if (certificate is None) != (key is None):
         raise ValueError("a certificate needs its key, and a key its certificate: give both or neither")
@@ -54,8 +61,8 @@ def client_context(
     context.check_hostname = False  # the pinned certificate says who it is; names prove nothing here
     context.verify_mode = ssl.CERT_REQUIRED
     _restrict(context, [expected_certificate_der])
-    if certificate is not None:
-        context.load_cert_chain(certificate, key)
+    if certificate is not None and key is not None:
+        _load_own(context, certificate, key, passphrase)
     return context
 
 
@@ -77,15 +84,16 @@ async def presented_certificate(host: str, port: int, deadline_s: float) -> byte
     context.verify_mode = ssl.CERT_NONE
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     try:
+        addresses = await resolve(host, port, deadline_s)
         async with asyncio.timeout(deadline_s):
-            _, writer = await asyncio.open_connection(host, port, ssl=context)
+            transport, _ = await dial(asyncio.Protocol, addresses, port, context)
     except (OSError, ssl.SSLError):
         return None
     try:
-        shown: bytes | None = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        shown: bytes | None = transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
         return shown
     finally:
-        writer.transport.abort()
+        transport.abort()
 
 
 def member_of(ssl_object: TlsObject, cluster: ClusterFile) -> int | None:
@@ -100,6 +108,11 @@ def member_of(ssl_object: TlsObject, cluster: ClusterFile) -> int | None:
         if member.certificate_der == presented:
             return member.number
     raise WrongCertificate("the TLS certificate belongs to no replica in the cluster file; the connection is refused")
+
+
+def _load_own(context: ssl.SSLContext, certificate: Path, key: Path, passphrase: bytes | None) -> None:
+    # Given no password at all, OpenSSL would ask for it on the terminal, in its own words, and wait.
+    context.load_cert_chain(certificate, key, passphrase or b"")
 
 
 def _restrict(context: ssl.SSLContext, trusted: Iterable[bytes]) -> None:

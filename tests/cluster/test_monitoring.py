@@ -11,10 +11,12 @@ import pytest
 
 from tests.cluster.test_http import curl, free_ports
 from tests.support.cluster import Processes
+from tests.support.tools import tool
 from tests.support.waiting import on_loop, wait_for
 
 pytestmark = pytest.mark.cluster
 MONITORING = Path(__file__).parents[2] / "deploy" / "monitoring"
+DOCKER = MONITORING.parent / "docker"
 DASHBOARD = MONITORING / "grafana" / "trustlog.json"
 NAME = re.compile(r"\btrustlog_[a-z_]+\b")
 
@@ -23,13 +25,6 @@ def queries() -> list[str]:
     panels = json.loads(DASHBOARD.read_text())["panels"]
     asked = [target["expr"] for panel in panels for target in panel["targets"]]
     return asked + re.findall(r"^ +expr: (.+)$", (MONITORING / "alerts.yml").read_text(), re.MULTILINE)
-
-
-def promtool() -> str:
-    found = shutil.which("promtool")
-    if found is None:
-        pytest.skip("promtool is not installed: Debian's package prometheus has it")
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +99,24 @@ def test_the_dashboard_is_one_that_grafana_imports():
 @pytest.mark.parametrize("arguments", [("check", "config", "prometheus.yml"), ("test", "rules", "alerts_test.yml")])
 def test_promtool_accepts_the_rules(arguments):
     done = subprocess.run(
-        [promtool(), *arguments], cwd=MONITORING, capture_output=True, text=True, timeout=60, check=False
+        [tool("promtool"), *arguments], cwd=MONITORING, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_promtool_accepts_what_the_compose_file_mounts(tmp_path):
+    """In the container the rules lie beside the configuration."""
+    compose = (DOCKER / "docker-compose.yml").read_text()
+    for source, name in ((DOCKER / "prometheus.yml", "prometheus.yml"), (MONITORING / "alerts.yml", "alerts.yml")):
+        assert re.search(rf"- \S*{source.name}:/etc/prometheus/{name}\b", compose)
+        shutil.copy(source, tmp_path / name)
+    done = subprocess.run(
+        [tool("promtool"), "check", "config", "prometheus.yml"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(re.findall('- alert:', (tmp_path / 'alerts.yml').read_text()))} rules found" in done.stdout

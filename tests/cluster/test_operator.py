@@ -213,6 +213,7 @@ def test_an_expired_certificate(tmp_path, doctor):
         cluster.start()
         cluster.wait_logged(0, "certificate has expired")
         cluster.wait_logged(1, "listening")
+        cluster.wait_logged(2, "listening")
         code, findings = doctor(cluster.folder(0))
         (peer,) = of(findings, "peer")
         assert "certificate has expired" in peer["text"]

@@ -73,15 +73,16 @@ def run(line: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
 class Dev:
     """`trustlog-replica dev` in the background."""
 
-    def __init__(self, line: str, cwd: Path) -> None:
+    def __init__(self, line: str, cwd: Path, ready: str = "Ctrl-C ends all of it") -> None:
         self.log = cwd / "dev.log"
+        self._ready = ready.encode()
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(as_process(line), cwd=cwd, env=environment(), stdout=log, stderr=log)
 
     def __enter__(self) -> Self:
         """Wait until the cluster's directory is there, as a user would who reads the banner."""
         deadline = time.monotonic() + DEADLINE_S
-        while b"Ctrl-C ends all of it" not in self.log.read_bytes():
+        while self._ready not in self.log.read_bytes():
             if time.monotonic() > deadline or self.process.poll() is not None:
                 self.__exit__()
             assert self.process.poll() is None, self.log.read_text()
@@ -164,13 +165,17 @@ def test_the_limits_in_the_clients_page() -> None:
 
 def test_the_private_files_that_the_security_page_names(tmp_path: Path) -> None:
     """Each that it says is refused when others may read it, is."""
-    assert "refuse `seal.key`, `tls.key`, `client.key` and a gateway's" in (ROOT / "SECURITY.md").read_text()
+    page = (ROOT / "SECURITY.md").read_text()
+    assert (
+        "refuse `seal.key`, `tls.key`, `client.key` and a gateway's `--password-file`, and the file of a pass" in page
+    )
     assert run("trustlog-replica init c --base-port 0", tmp_path).returncode == 0
     for name, command in (
         ("replica-0/log/seal.key", "trustlog end c/replica-0/log"),
         ("replica-0/tls.key", "trustlog-replica run c/replica-0"),
         ("client/client.key", "trustlog-client -c c get k"),
         ("password", "trustlog-client -c c gateway --password-file c/password"),
+        ("password", "trustlog-replica client-key other --passphrase-file c/password"),
     ):
         if name == "password":
             (tmp_path / "c" / name).write_text("secret\n")
@@ -220,6 +225,31 @@ def test_several_machines_page(tmp_path: Path) -> None:
         for process in running:
             process.terminate()
         assert [process.wait(20) for process in running] == [0, 0, 0]
+
+
+def test_the_commands_of_the_section_on_passphrases(tmp_path: Path) -> None:
+    """All of them, in their order; the replica and the client against nobody, so far as the key is opened."""
+    page = (ROOT / "replica/cluster/README.md").read_text()
+    section = page.split("## Keys with a passphrase")[1].split("\n## ")[0]
+    lines = re.findall(r"^    (trustlog\S* .*)$", section, re.MULTILINE)
+    assert len(lines) == 6
+    for name, words in (("my-passphrase", "one"), ("my-new-passphrase", "two")):
+        (tmp_path / name).write_text(words + "\n")
+        (tmp_path / name).chmod(0o600)
+    for line in lines:
+        if " get " in line:
+            done = run(line.replace("get", "--deadline 0.2 get"), tmp_path)
+            assert (done.returncode, "not executed" in done.stderr) == (3, True), done.stderr
+        elif " run " in line:
+            with Dev(line, tmp_path, "listening") as running:
+                pass
+            assert running.process.returncode == 0
+        else:
+            done = run(line.replace(" init my-cluster", " init my-cluster --base-port 0"), tmp_path)
+            assert done.returncode == 0, (line, done.stderr)
+    headers = {path: path.read_text().splitlines()[0] for path in (tmp_path / "my-cluster").glob("*/*.key")}
+    assert {path.parent.name for path, head in headers.items() if "ENCRYPTED" not in head} == {"replica-0", "client"}
+    assert len(headers) == 5  # three replicas', the client's and the operator's
 
 
 def test_one_attestation_is_verified_offline(tmp_path: Path) -> None:

@@ -268,7 +268,7 @@ def patience_waits_for_new_view() -> list[planted.Patch]:
 
 
 BROKEN = [
-    ("primary_stops", planted.never_impatient, "liveness"),
+    ("primary_stops", planted.nobody_suspects, "liveness"),
     ("primary_stops", planted.no_votes_for_the_executed, "liveness"),
     ("one_client_ignored", planted.any_progress_restores, "liveness"),
     ("junk", planted.any_progress_restores, "liveness"),

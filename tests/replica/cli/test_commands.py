@@ -201,6 +201,7 @@ GROUPS = {
     "config": ("check",),
     "debug": ("dump",),
     "evidence": ("list", "verify"),
+    "keys": ("passphrase",),
     "lab": ("list", "run", "serve"),
     "member": ("list", "replace", "move", "add", "remove"),
 }

@@ -86,13 +86,13 @@ def pem_of(key, encryption=None):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "not an unencrypted private key"),
-        (b"secret words", "not an unencrypted private key"),
+        (b"", "not a private key in PEM"),
+        (b"secret words", "not a private key in PEM"),
         (pem_of(ec.generate_private_key(ec.SECP384R1())), "not a P-256 key"),
         (pem_of(rsa.generate_private_key(65537, 2048)), "not a P-256 key"),
         (
             pem_of(keys.generate_private_key(), serialization.BestAvailableEncryption(b"p")),
-            "not an unencrypted private key",
+            "this private key is encrypted, and no passphrase was given",
         ),
         (b"x" * 20_000, "larger than"),
     ],

@@ -86,10 +86,10 @@ def test_a_failure_leaves_nothing_half_made(tmp_path, monkeypatch, call):
 def test_a_directory_made_meanwhile_wins(tmp_path, monkeypatch):
     real = provision.create_client_key
 
-    def create(directory):
+    def create(directory, passphrase):
         (tmp_path / "c").mkdir(exist_ok=True)
         (tmp_path / "c" / "theirs").write_text("x")
-        return real(directory)
+        return real(directory, passphrase)
 
     monkeypatch.setattr(provision, "create_client_key", create)
     with pytest.raises(ProvisionError, match="Directory not empty"):

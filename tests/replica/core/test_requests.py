@@ -11,7 +11,7 @@ from replica.core import requests as module
 from replica.core.batch import BATCH_OVERHEAD_MAX, make_batch
 from replica.core.envelope import Envelope
 from replica.core.genesis import Limits
-from replica.core.requests import QueueFullError, RequestQueue
+from replica.core.requests import QueueFullError, RequestQueue, cost_of
 from tests.replica.core.harness import FakeClient, make_genesis
 from tests.replica.core.support import examples
 
@@ -30,7 +30,14 @@ def owners(taken: list[Envelope]) -> list[int]:
 
 def empty(queue: RequestQueue) -> bool:
     return not (
-        len(queue) or queue._unproposed or queue._by_client or queue._client_bytes or queue._bytes or queue.unproposed
+        len(queue)
+        or queue._unproposed
+        or queue._turns
+        or queue._under_way
+        or queue._by_client
+        or queue._client_bytes
+        or queue._bytes
+        or queue.unproposed
     )
 
 
@@ -52,6 +59,123 @@ def test_the_turn_goes_on_where_the_last_batch_ended():
         for envelope in envelopes(client, 2):
             queue.add(envelope, 0)
     assert [owners(queue.take_batch()) for _ in range(4)] == [[100, 101], [102, 100], [101, 102], []]
+
+
+def large(client: int, count: int, operations: int) -> list[Envelope]:
+    source = FakeClient(G, client)
+    return [source.operations(*[kv.put(b"k", b"v")] * operations) for _ in range(count)]
+
+
+def test_turns_are_worth_the_same_in_operations():
+    queue = RequestQueue(Limits(batch_envelopes_max=1))
+    for envelope in (*large(100, 3, 8), *envelopes(101, 32)):
+        queue.add(envelope, 0)
+    order = [owners(queue.take_batch())[0] for _ in range(32)]
+    # Round 8 is the first in which the flood can pay for an envelope; the place in the line decides who comes first.
+    assert order == [*[101] * 7, 100, *[101] * 8, 100, *[101] * 8, 100, *[101] * 6]
+    assert order.count(101) >= 8 * order.count(100)
+
+
+def test_turns_are_worth_the_same_in_bytes():
+    queue = RequestQueue(Limits(batch_envelopes_max=1))
+    for envelope in (*envelopes(100, 3, bytes(3000)), *envelopes(101, 12)):
+        queue.add(envelope, 0)
+    order = [owners(queue.take_batch())[0] for _ in range(12)]
+    assert cost_of(envelopes(100, 1, bytes(3000))[0]) == 4
+    assert order == [101, 101, 101, 100, 101, 101, 101, 101, 100, 101, 101, 101]
+
+
+def test_whoever_had_nothing_waiting_saved_nothing_up_and_pays_no_debt():
+    queue = RequestQueue(Limits(batch_envelopes_max=1))
+    for envelope in large(100, 4, 8):
+        queue.add(envelope, 0)
+    assert [owners(queue.take_batch()) for _ in range(2)] == [[100], [100]], "alone, it need not wait for its rounds"
+    for envelope in (*large(101, 2, 8), *envelopes(102, 2)):
+        queue.add(envelope, 0)
+    taken = []
+    while one := queue.take_batch():
+        taken += owners(one)
+    assert taken == [102, 102, 100, 101, 100, 101]
+
+
+def test_what_comes_after_an_executed_request_is_paid_for_too():
+    queue = RequestQueue(Limits(batch_envelopes_max=1))
+    source = FakeClient(G, 100)
+    small, big = source.operations(kv.get(b"k")), source.operations(*[kv.get(b"k")] * 8)
+    queue.add(small, 0)
+    queue.add(big, 0)
+    for envelope in envelopes(101, 8):
+        queue.add(envelope, 0)
+    queue.executed(small)
+    assert [owners(queue.take_batch())[0] for _ in range(9)] == [*[101] * 7, 100, 101]
+
+
+def test_a_batch_holds_few_enough_operations_or_one_envelope(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "BATCH_OPERATIONS_MAX", 20)
+    queue = RequestQueue(Limits())
+    for envelope in (*large(100, 3, 8), *large(101, 1, 30), *envelopes(102, 1)):
+        queue.add(envelope, 0)
+    assert [owners(queue.take_batch()) for _ in range(4)] == [[102, 100, 100], [100], [101], []]
+
+
+def test_no_more_is_taken_while_enough_is_under_way(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "UNDER_WAY_MAX", 10)
+    queue = RequestQueue(Limits(batch_envelopes_max=1))
+    flood = large(100, 4, 8)
+    for envelope in flood:
+        queue.add(envelope, 0)
+    assert [queue.take_batch() for _ in range(3)] == [[flood[0]], [flood[1]], []]
+    quiet = envelopes(101, 1)[0]
+    queue.add(quiet, 0)
+    queue.executed(flood[0])
+    assert [queue.take_batch() for _ in range(3)] == [[quiet], [flood[2]], []], (
+        "whoever came meanwhile waits for its turn only"
+    )
+    queue.begin_view([flood[1], flood[2]])
+    assert queue.take_batch() == []
+    queue.executed(flood[2])
+    assert queue.take_batch() == [quiet]
+    for envelope in (*flood, quiet):
+        queue.executed(envelope)
+    assert empty(queue)
+
+
+def test_the_line_stays_as_short_as_what_waits():
+    """A backup takes no batches: clients come and go in its line, and others serve them."""
+    queue = RequestQueue(Limits())
+    pool = [envelope for client in range(3) for envelope in envelopes(100 + client, 200)]
+    for envelope in pool:
+        queue.add(envelope, 0)
+        queue.executed(envelope)
+        assert len(queue._line) <= module.STALE_MAX + 2
+    assert empty(queue)
+
+
+@examples(60)
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.sampled_from([1, 1, 2, 5, 16])), min_size=8, max_size=60),
+    st.integers(1, 4),
+)
+def test_who_always_waits_is_served_alike(sent: list[tuple[int, int]], batch: int):
+    """Between any two clients that both still wait, what they were served differs by no more than two envelopes' cost.
+
+    Every client's requests come out in their order, and all of them.
+    """
+    queue = RequestQueue(Limits(batch_envelopes_max=batch))
+    sources = {client: FakeClient(G, 100 + client) for client in range(4)}
+    waiting: dict[bytes, list[Envelope]] = {}
+    for client, operations in sent:
+        envelope = sources[client].operations(*[kv.get(b"k")] * operations)
+        waiting.setdefault(envelope.client, []).append(envelope)
+        queue.add(envelope, 0)
+    served = dict.fromkeys(waiting, 0)
+    while taken := queue.take_batch():
+        for envelope in taken:
+            assert waiting[envelope.client].pop(0) == envelope
+            served[envelope.client] += cost_of(envelope)
+            busy = [served[client] for client, left in waiting.items() if left]
+            assert not busy or max(busy) - min(busy) <= 2 * 16
+    assert not any(waiting.values())
 
 
 def test_a_batch_keeps_the_agreed_size():
@@ -176,6 +300,8 @@ def test_nothing_leaks_in_any_order_of_events(steps: list[tuple[str, int]]):
         assert sum(queue._client_bytes.values()) == queue._bytes
         assert sum(map(len, queue._unproposed.values())) == sum(not w.proposed for w in queue)
         assert all(queue._unproposed.values())
+        assert queue._turns.keys() == queue._unproposed.keys()
+        assert queue._under_way == sum(cost_of(w.envelope) for w in queue if w.proposed)
     for envelope in pool:
         queue.executed(envelope)
     assert empty(queue)

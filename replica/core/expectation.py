@@ -1,0 +1,200 @@
+"""What this replica expects of a primary: slow and unfair ones are suspected, not only dead ones (design section 4.2).
+
+After Aardvark (Clement et al., NSDI 2009, sections 4.3 and 5): what a primary must achieve begins as a fraction of the
+best that was seen in the last n views, and rises as long as it is met. It is one replica's opinion. It leads to SUSPECT
+and to nothing else, and q replicas must share it.
+
+*Slow.* Only requests that this replica handed to the primary and still waits for are looked at: where nobody waits,
+nothing is expected. A request is late if it waits longer than is expected *and* less was executed in the meantime than
+the best view would have done in that time: a primary with much to do is not slow. Time is judged in periods, each
+as long as the present expectation. One in which as many requests were late as were not is missed, else it is met.
+Misses count twice; so many more misses than met periods that MISSES_MAX is reached, and the primary is slow.
+
+  - With views of f other primaries to compare with, of which one is correct if the present one is faulty, the best of
+    them waited b ms on average. The expectation begins at BEGIN x b and falls with every met period, to END x b.
+  - With fewer, it begins at the present patience and falls to ENOUGH, a part of the first patience: so a primary that
+    always stays just under the time-out is left, and so is, at most f times, a correct one in a network that slow.
+    Then its view is what others are compared with, and nobody is left for that any more.
+  - It never falls below ENOUGH, so that what lasts a moment anywhere is not taken for slowness.
+
+*Unfair.* The oldest request here, handed to the primary, was overtaken by OVERTAKEN_MAX batches of other clients'
+requests all of which came here later.
+
+Why correct primaries are not left for ever: a view that executed nothing is the business of patience alone, so each
+view left for this reason brought something, and the rules of doubling and halving are as they were. Each view that this
+replica left as slow is one failure, and at most f in a row can be a faulty primary's; from the (f + 1)-th on, what is
+expected halves with each. A view that ended otherwise and had met a period takes one failure back, so f faulty
+primaries in a round of 2f + 1 take back f at most, while f + 1 correct ones that are left add f + 1. What was expected
+of them therefore falls until they meet it. Whoever is behind itself, by a transfer or by its own work, judges nobody.
+"""
+
+from collections import deque
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from replica.core.batch import Batch
+from replica.core.patience import Patience
+from replica.core.requests import RequestQueue, Waiting, cost_of
+
+# Whoever executes what waits within this part of the first patience (250 ms at the usual one) is never called slow.
+ENOUGH_PART = 4
+# How many times as long as in the best view a request may wait: when a view begins, when it has lasted. A view that
+# begins has what the last one left behind to execute; half of the best is what Aardvark's primaries come to as well
+# before one of them is left, and averages of correct primaries in one network lie closer together.
+BEGIN_TIMES = 4
+END_TIMES = 2
+# A met period shortens the expectation by this part of itself.
+RAISE_PART = 16
+# A missed period counts MISS, a met one -1, and a primary with MISSES_MAX is slow: five periods missed one after the
+# other, or more than a third of many. Five of ENOUGH last longer than a first patience: no view is left sooner.
+MISS = 2
+MISSES_MAX = 10
+# A view in which fewer requests that waited here were executed is compared with nothing.
+MEASURED_MIN = 5
+# Batches that may overtake the oldest request. The primary serves clients in turn, but what was proposed before the
+# request came, and what waits for its turn longer because it is larger, comes first.
+OVERTAKEN_MAX = 16
+# More failures than this change nothing any more.
+FAILURES_MAX = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What one view achieved: how long requests waited on average, and units executed in so many milliseconds."""
+
+    primary: int
+    wait_ms: int
+    work: int
+    span_ms: int
+
+
+class Expectation:
+    """One replica's; times in milliseconds of a clock that never goes back, work in units of `requests.cost_of`.
+
+    Invariant: enough_ms <= floor_ms <= expected_ms.
+    """
+
+    def __init__(self, patience: Patience, f: int) -> None:
+        self.enough_ms = max(1, patience.first_ms // ENOUGH_PART)
+        self._patience = patience
+        self._f = f
+        self._seen: deque[Seen] = deque(maxlen=2 * f + 1)
+        self._failures = 0
+        self._begin(0, 0)
+
+    def _begin(self, primary: int, now_ms: int) -> None:
+        self.primary = primary
+        self._began_ms = now_ms
+        self._from_ms = now_ms  # what waited before is not this primary's doing
+        self._judged_ms = now_ms
+        self._misses = self._met = self._late = self._on_time = 0
+        self._executed = self._has_failed = False
+        self._waits = self._waited_ms = 0
+        self._work = self._span_ms = 0
+        self._bucket = -1
+        others = [seen for seen in self._seen if seen.primary != primary]
+        self._lenience = max(0, self._failures - self._f)
+        self.best: Seen | None = None
+        if others and len({seen.primary for seen in others}) >= self._f:
+            wait_ms = min(seen.wait_ms for seen in others)
+            fastest = max(others, key=lambda seen: seen.work / seen.span_ms)
+            self.best = Seen(fastest.primary, wait_ms, fastest.work, fastest.span_ms)
+            begin_ms, end_ms = BEGIN_TIMES * wait_ms, END_TIMES * wait_ms
+        else:
+            begin_ms, end_ms = self._patience.present_ms, 0
+        self.expected_ms = max(self.enough_ms, begin_ms) << self._lenience
+        self.floor_ms = max(self.enough_ms, end_ms) << self._lenience
+
+    def enter_view(self, primary: int, now_ms: int) -> None:
+        """Note that a view began, whose primary is this replica; what the one before achieved is kept."""
+        if self._waits >= MEASURED_MIN:
+            self._seen.append(Seen(self.primary, max(1, self._waited_ms // self._waits), self._work, self._span_ms))
+        if self._has_failed:
+            self._failures = min(self._failures + 1, FAILURES_MAX)
+        elif self._met:
+            self._failures = max(0, self._failures - 1)
+        self._begin(primary, now_ms)
+
+    def excuse(self, now_ms: int) -> None:
+        """Note that this replica is behind by itself: what waited until now is nobody else's doing."""
+        self._from_ms = self._judged_ms = now_ms
+        self._late = self._on_time = 0
+
+    def executed(self, batch: Batch, requests: RequestQueue, now_ms: int) -> None:
+        """Note that this batch was executed; `requests` still holds what of it waited here."""
+        self._executed = True
+        self._count_work(batch, now_ms)
+        oldest = requests.oldest()
+        if oldest is None:
+            return
+        known = [requests.find(envelope) for envelope in batch.envelopes]
+        for waiting in known:
+            if waiting is not None:
+                waited_ms = self._waited(waiting, now_ms)
+                self._waits += 1
+                self._waited_ms += waited_ms
+                if self._is_late(waiting, requests.work, now_ms):
+                    self._late += 1
+                else:
+                    self._on_time += 1
+        self._count_overtaking(oldest, known, now_ms)
+
+    def is_disappointed(self, requests: RequestQueue, now_ms: int) -> bool:
+        """Say whether the present primary is too slow or unfair. Once it was, that is this view's failure."""
+        if not self._executed:
+            return False
+        oldest = requests.oldest()
+        self._judge(oldest is not None and self._is_late(oldest, requests.work, now_ms), now_ms)
+        is_unfair = oldest is not None and oldest.overtaken >= OVERTAKEN_MAX << self._lenience
+        is_unfair = is_unfair and now_ms - self._began_ms >= self._patience.first_ms
+        if self._misses < MISSES_MAX and not is_unfair:
+            return False
+        self._has_failed = True
+        return True
+
+    def _waited(self, waiting: Waiting, now_ms: int) -> int:
+        return now_ms - max(waiting.since_ms, self._from_ms)
+
+    def _is_late(self, waiting: Waiting, work: int, now_ms: int) -> bool:
+        """Say whether a request waits, or waited, too long, and too little was executed meanwhile."""
+        waited_ms = self._waited(waiting, now_ms)
+        if waited_ms <= self.expected_ms:
+            return False
+        if self.best is None:
+            return True
+        # The same fraction of the best is asked for as with the wait: expected work = best work x (best / expected).
+        done = (work - waiting.work_before) * self.best.span_ms * self.expected_ms
+        return done < self.best.work * waited_ms * self.best.wait_ms
+
+    def _judge(self, oldest_is_late: bool, now_ms: int) -> None:
+        """End a period, if it has lasted as long as one and something can be said of it."""
+        late = self._late + oldest_is_late
+        if now_ms - self._judged_ms < self.expected_ms or not late + self._on_time:
+            return
+        if late >= self._on_time:
+            self._misses += MISS
+        else:
+            self._met += 1
+            self._misses = max(0, self._misses - 1)
+            shorter = self.expected_ms - max(1, self.expected_ms // RAISE_PART)
+            self.expected_ms = max(self.floor_ms, shorter)
+        self._judged_ms = now_ms
+        self._late = self._on_time = 0
+
+    def _count_work(self, batch: Batch, now_ms: int) -> None:
+        # Time in which nothing was executed at all does not count: nobody may have asked for anything.
+        bucket = now_ms // self._patience.first_ms
+        if bucket != self._bucket:
+            self._bucket = bucket
+            self._span_ms += self._patience.first_ms
+        self._work += sum(map(cost_of, batch.envelopes))
+
+    def _count_overtaking(self, oldest: Waiting, known: Collection[Waiting | None], now_ms: int) -> None:
+        since_ms = oldest.relayed_ms
+        # What is executed soon after the request was handed over may have been proposed before.
+        if since_ms is None or now_ms - since_ms <= self.enough_ms or not known:
+            return
+        # Of a request that never came here nobody can say whether it came later.
+        client = oldest.envelope.client
+        if all(one is not None and one.envelope.client != client for one in known):
+            oldest.overtaken += 1
