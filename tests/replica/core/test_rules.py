@@ -18,6 +18,7 @@ from replica.core.entries import (
     Prepare,
     PrePrepare,
     Reference,
+    Skipped,
     SlotResult,
     Suspect,
     ViewChange,
@@ -120,6 +121,19 @@ def _(w: World):
 def _(w: World):
     w.proposed(8 if w.view == 0 else 6).voted(8)
     return w.backup, w.prepare(w.base + 9)
+
+
+@breach("beyond-list", "a proposal")
+def _(w: World):
+    w.ends = w.due - 1
+    return w.primary, w.proposal(w.due)
+
+
+@breach("beyond-list", "a vote")
+def _(w: World):
+    w.proposed(1)
+    w.ends = w.base
+    return w.backup, w.prepare(w.base + 1)
 
 
 @breach("cut-ahead", "a cut beyond the proposer's own log")
@@ -302,7 +316,7 @@ def test_every_rule_has_a_case():
 
 
 def test_every_kind_of_entry_is_judged():
-    kinds = {PrePrepare, Prepare, Commit, Checkpoint, Suspect, ViewChange, NewView, SlotResult, EpochMark}
+    kinds = {PrePrepare, Prepare, Commit, Checkpoint, Suspect, ViewChange, NewView, SlotResult, EpochMark, Skipped}
     assert rules._JUDGES.keys() == kinds
 
 
