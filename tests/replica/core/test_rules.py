@@ -295,7 +295,9 @@ def test_no_knowledge_of_other_logs_excuses_a_breach(rule: str, name: str, case:
                 other.position += 5
                 other.suspected = True
                 other.vote(0, 1, b"x" * 32)
-        verdict = judge(world.states[author], entry, Reading(world.genesis, world.states, executed, stable))
+        # Where a list ends is known to all who can judge a vote above it: they executed what decided it.
+        reading = Reading(world.genesis, world.states, executed, stable, world.ends)
+        verdict = judge(world.states[author], entry, reading)
         assert isinstance(verdict, Violation)
         assert verdict.rule == rule
 
