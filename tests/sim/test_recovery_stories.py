@@ -83,7 +83,7 @@ def test_a_replica_away_across_checkpoints_and_views_catches_up_and_votes(orderi
     stage, outcome = play("away_for_long", ordering)
     assert outcome.counts["transfers"]
     late = stage.replicas[6]
-    began = late.kept.cut(7)[6]
+    began = late.kept.cut(late.genesis)[6]
     votes = [p for group in late.library.held[6] for p in group.payloads if p[0] == PREPARE]
     assert began < late.library.last(6)
     # Without its votes nothing could have been decided once replica 5 had stopped.

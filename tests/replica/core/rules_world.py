@@ -26,6 +26,7 @@ class World:
     states: list[LogState] = field(default_factory=lambda: initial_states(3))
     executed: int = 0
     stable: int = 0
+    ends: int | None = None
 
     def __post_init__(self) -> None:
         if self.view == LATER:
@@ -56,7 +57,7 @@ class World:
         return 0 if self.view == 0 else 4
 
     def reading(self) -> Reading:
-        return Reading(self.genesis, self.states, self.executed, self.stable)
+        return Reading(self.genesis, self.states, self.executed, self.stable, self.ends)
 
     def judge(self, author: int, entry: Entry) -> Verdict:
         before = [state.copy() for state in self.states]

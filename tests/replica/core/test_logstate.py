@@ -21,6 +21,7 @@ votes = st.dictionaries(slots, st.dictionaries(numbers, st.sampled_from([D, E]),
 states = st.builds(
     LogState,
     author=st.sampled_from([0, 1, 20]),
+    joined=st.booleans(),
     position=numbers,
     view=numbers,
     suspected=st.booleans(),
@@ -115,7 +116,7 @@ def test_a_state_laid_out_by_hand():
 @pytest.mark.parametrize(
     "raw",
     [
-        FIELDS[:18] + b"\2" + FIELDS[19:] + NONE * 4,
+        FIELDS[:18] + b"\4" + FIELDS[19:] + NONE * 4,
         FIELDS + listed(*reversed(OPENED)) + NONE * 3,
         FIELDS + listed(OPENED[0], OPENED[0]) + NONE * 3,
         FIELDS + NONE + listed(*reversed(DEPARTED)) + NONE * 2,

@@ -18,6 +18,7 @@ from replica.core.entries import (
     Prepare,
     PrePrepare,
     Reference,
+    Skipped,
     SlotResult,
     Suspect,
     ViewChange,
@@ -120,6 +121,19 @@ def _(w: World):
 def _(w: World):
     w.proposed(8 if w.view == 0 else 6).voted(8)
     return w.backup, w.prepare(w.base + 9)
+
+
+@breach("beyond-list", "a proposal")
+def _(w: World):
+    w.ends = w.due - 1
+    return w.primary, w.proposal(w.due)
+
+
+@breach("beyond-list", "a vote")
+def _(w: World):
+    w.proposed(1)
+    w.ends = w.base
+    return w.backup, w.prepare(w.base + 1)
 
 
 @breach("cut-ahead", "a cut beyond the proposer's own log")
@@ -281,7 +295,9 @@ def test_no_knowledge_of_other_logs_excuses_a_breach(rule: str, name: str, case:
                 other.position += 5
                 other.suspected = True
                 other.vote(0, 1, b"x" * 32)
-        verdict = judge(world.states[author], entry, Reading(world.genesis, world.states, executed, stable))
+        # Where a list ends is known to all who can judge a vote above it: they executed what decided it.
+        reading = Reading(world.genesis, world.states, executed, stable, world.ends)
+        verdict = judge(world.states[author], entry, reading)
         assert isinstance(verdict, Violation)
         assert verdict.rule == rule
 
@@ -302,7 +318,7 @@ def test_every_rule_has_a_case():
 
 
 def test_every_kind_of_entry_is_judged():
-    kinds = {PrePrepare, Prepare, Commit, Checkpoint, Suspect, ViewChange, NewView, SlotResult, EpochMark}
+    kinds = {PrePrepare, Prepare, Commit, Checkpoint, Suspect, ViewChange, NewView, SlotResult, EpochMark, Skipped}
     assert rules._JUDGES.keys() == kinds
 
 

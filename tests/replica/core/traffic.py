@@ -141,8 +141,8 @@ def note_headers(core: ReplicaCore) -> dict[int, tuple[Header, list[LogState]]]:
     found: dict[int, tuple[Header, list[LogState]]] = {}
     executed = core._checkpoints.executed
 
-    def noting(slot: int, *rest):
-        header = executed(slot, *rest)
+    def noting(slot: int, *rest, **more):
+        header = executed(slot, *rest, **more)
         if header is not None:
             found[slot] = header, [state.copy() for state in core._cut.states]
         return header

@@ -550,10 +550,10 @@ def test_nobody_is_framed_with_what_a_tpms_key_signed_for_its_host(root):
     assert "attested twice" in str(verify_document(raw, LogIdentity.published(key, None), Expectation(CONTEXT)))
     with pytest.raises(VerificationError, match="do not count here"):
         verify_document(raw, LogIdentity.published(key, pins), Expectation(CONTEXT))
-    member = SimpleNamespace(log_public_key=key.raw, log_kind=BackendKind.TPM, log_pins=pins.encode())
-    genesis = SimpleNamespace(limits=None, context=lambda: CONTEXT, members=[member])
+    member = SimpleNamespace(log_public_key=key.raw, log_kind=BackendKind.TPM, log_pins=pins.encode(), since=0)
+    genesis = SimpleNamespace(limits=None, context=lambda since: CONTEXT, members=[member])
     with pytest.raises(CommandError, match="proves nothing: statements of the software backend do not count here"):
-        _proven_fork(raw, SimpleNamespace(genesis=genesis))
+        _proven_fork(raw, genesis)
 
 
 def test_evidence_that_a_tpms_key_signed_for_its_host_is_refused(root, tmp_path):
