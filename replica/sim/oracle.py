@@ -6,7 +6,9 @@ Nothing of the replicas' code is used. The model reads raw batches by the docume
     envelope   16 tag, u8 version, u8 kind, 32 cluster, 65 key, then
                kind 1: u64 u32 session, u64 first, u64 acknowledged, u16 count, count x (u32 length, operation), 64 sig
                kind 2: 16 nonce, u64 void after, 64 signature
-               kind 3: a list of members, which changes nothing here
+               kind 3: u64 void after, u32 length, command, 64 signature; a list of members changes nothing here; of
+               commands about clients (16 tag "trustlog/clients", u8 version, u8 kind, u64 number): mode (u8), allow
+               and revoke (65 key), executed if the number is the next one and an operator asks; without permissions
 """
 
 import struct
@@ -38,8 +40,14 @@ class _Session:
 class Oracle:
     """The agreed state, by the model."""
 
-    def __init__(self, interval: int, session_window: int, sessions_per_client: int) -> None:
+    def __init__(
+        self, interval: int, session_window: int, sessions_per_client: int, operators: tuple[bytes, ...] = ()
+    ) -> None:
         self.state: dict[bytes, bytes] = {}
+        self._operators = operators
+        self._commands = 0
+        self._is_listed = False
+        self._allowed: dict[bytes, bool] = {}
         self._per_client = sessions_per_client
         self._interval = interval
         self._window = session_window
@@ -63,11 +71,15 @@ class Oracle:
 
     def _envelope(self, slot: int, place: int, raw: bytes) -> list[Done]:
         client = raw[_BODY - 65 : _BODY]
+        if raw[17] == 3:
+            if client in self._operators:
+                self._administer(raw[_BODY + 12 : -64])
+            return []
+        if not self._allowed.get(client, not self._is_listed):
+            return []
         if raw[17] == 2:
             self._open(slot, place, client, raw)
             return []
-        if raw[17] == 3:
-            return []  # who the members are is none of the clients' business
         session_slot, session_place, first, acknowledged, count = struct.unpack_from(">QIQQH", raw, _BODY)
         session = self._sessions.get((session_slot, session_place))
         if session is None or session.client != client:
@@ -86,6 +98,17 @@ class Oracle:
             session.executed.add(number)
             done.append(Done(client, operation, *key_value(self.state, operation)))
         return done
+
+    def _administer(self, command: bytes) -> None:
+        if command[:17] != b"trustlog/clients\1" or struct.unpack_from(">Q", command, 18)[0] != self._commands + 1:
+            return  # who the members are is none of the clients' business
+        self._commands += 1
+        if command[17] == 1:
+            self._is_listed = command[26] == 1
+        else:
+            self._allowed[command[26:91]] = command[17] == 2
+        kept = {at: one for at, one in self._sessions.items() if self._allowed.get(one.client, not self._is_listed)}
+        self._sessions = kept
 
     def _open(self, slot: int, place: int, client: bytes, raw: bytes) -> None:
         nonce = raw[_BODY : _BODY + 16]

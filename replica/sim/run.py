@@ -24,6 +24,7 @@ from replica.sim.host import Host
 from replica.sim.logs import ClientKey, Verifier, make_cluster
 from replica.sim.operator import Newcomer, Operator
 from replica.sim.oracle import Oracle
+from replica.sim.registrar import Registrar
 from replica.sim.repertoire import make_strategy
 from replica.sim.replica import CorrectReplica
 from replica.sim.scenario import Scenario, draw
@@ -66,11 +67,12 @@ class Run:
             limits,
             scenario.seed,
             real=scenario.real_signatures,
-            operators=(operator.public,) if scenario.changes else (),
+            operators=(operator.public,) if scenario.changes or scenario.orders else (),
         )
         self.is_healed = False
         self.correct = tuple(i for i in range(scenario.n) if i not in scenario.faulty)
-        oracle = Oracle(limits.checkpoint_interval, limits.session_window, limits.sessions_per_client_max)
+        windows = (limits.checkpoint_interval, limits.session_window, limits.sessions_per_client_max)
+        oracle = Oracle(*windows, genesis.operators)
         self.witness = Witness(genesis.cluster_id(), scenario.n, frozenset(self.correct), oracle, bounds(scenario))
         self.witness.clock = lambda: self.world.now
         self.setting = Setting(
@@ -109,10 +111,13 @@ class Run:
                 self.hosts[i] = FaultyReplica(self.setting, i, logs[i], self.cabal, chosen)
             else:
                 self.hosts[i] = self.replicas[i]
-        self.operator: Operator | None = None
+        self.operator: Operator | Registrar | None = None
         if scenario.changes:
             calls = {"lose": self._lose, "enter": self._enter, "settled": self._settled}
             self.operator = Operator(self.setting, operator, scenario.changes, **calls)  # type: ignore[arg-type]
+        elif scenario.orders:
+            correct, evil = (tuple(one.key.public for one in of) for of in (self.clients, self.villains))
+            self.operator = Registrar(self.setting, operator, scenario.orders, correct=correct, faulty=evil)
 
     def play(self) -> Outcome:
         """Let it all happen."""

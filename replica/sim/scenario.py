@@ -15,14 +15,16 @@ from replica.sim.lies import REFERENCE_KINDS
 from replica.sim.mutations import MUTATIONS
 from replica.sim.operator import Change
 from replica.sim.poison import FalseHeads, FalseHeld, FalseOffers, FalseParts, ForgedState
+from replica.sim.registrar import Order
 from replica.sim.repertoire import DRAWN, draw_late, draw_strategies
 from replica.sim.rulebreakers import AT_CHANGES, BY_PROPOSERS, LIES
 from replica.sim.world import Weather
 
 REAL_SIGNATURES_EVERY = 100
 LIVENESS_MS = 300_000
-# Seeds from here on are about changes of the members.
+# Seeds from here on are about changes of the members, and about who may be a client.
 MEMBERS_FROM = 1_000_000
+ORDERS_FROM = 2_000_000
 FORGED_SHARE = 0.3
 # Of so many seeds one is about one strategy, one about coming back, one about one malformed field, and one, every other
 # turn, about a rule.
@@ -57,7 +59,8 @@ class Scenario:
     damages: for each time that a correct replica is away for long, what happens to its disk meanwhile.
     power_cuts: how many times all correct replicas crash at once.
     rolled_back: a replica whose disk and trusted state are replaced by an older copy: then one of the f faulty ones.
-    milestone_intervals, retained: see `Setting`. changes: of the members, see `replica.sim.operator`.
+    milestone_intervals, retained: see `Setting`. changes: of the members, see `replica.sim.operator`. orders: about
+    clients, see `replica.sim.registrar`.
     """
 
     seed: int
@@ -87,6 +90,7 @@ class Scenario:
     habits: Habits
     goes_on_ms: int = 0
     changes: tuple[Change, ...] = ()
+    orders: tuple[Order, ...] = ()
 
     @property
     def n(self) -> int:
@@ -95,9 +99,22 @@ class Scenario:
 
 
 def draw(seed: int) -> Scenario:
-    """Draw a scenario; from MEMBERS_FROM on its members change."""
+    """Draw a scenario; from MEMBERS_FROM on its members change, from ORDERS_FROM on who may be a client."""
     drawn = _draw(seed)
+    if seed >= ORDERS_FROM:
+        return replace(drawn, **_orders(drawn))
     return replace(drawn, **_changes(drawn)) if seed >= MEMBERS_FROM else drawn
+
+
+def _orders(drawn: Scenario) -> dict[str, Any]:
+    """Have faulty clients revoked and allowed, and correct ones listed."""
+    chance = random.Random(f"orders {drawn.seed}")  # noqa: S311 - reproducible on purpose
+    orders: list[Order] = []
+    at = 0
+    for _ in range(chance.choice((1, 2, 4, 6))):
+        at += chance.randint(50, 2000)
+        orders.append(Order(chance.choice(("revoke", "revoke", "allow", "listed", "open")), at, chance.randrange(3)))
+    return {"orders": tuple(orders), "faulty_clients": max(1, drawn.faulty_clients)}
 
 
 def _changes(drawn: Scenario) -> dict[str, Any]:
