@@ -19,7 +19,7 @@ AGAIN_MS = 300
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One order, not given before `at_ms`. kind: "revoke", "allow" (a faulty client, by its place), "listed", "open"."""
+    """One order, not before `at_ms`. kind: "revoke", "allow" (a faulty client, by its place), "listed" or "open"."""
 
     kind: str
     at_ms: int
