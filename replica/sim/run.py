@@ -374,6 +374,8 @@ class Run:
         others = [r for i, r in self.replicas.items() if r is not damaged and i != self.scenario.rolled_back]
         if any(other.is_down or not other.core.is_live for other in others):
             return False
+        if any(other.genesis.list_number != damaged.genesis.list_number for other in others):
+            return False
         if all(other.core.read(damaged.number) < damaged.log.last for other in others):
             return False
         for other in others:
