@@ -29,6 +29,7 @@ from replica.sim.replica import CorrectReplica
 from replica.sim.scenario import Scenario, draw
 from replica.sim.setting import CLIENTS_FROM, OPERATOR, VILLAINS_FROM, Setting
 from replica.sim.slow import Slow
+from replica.sim.strategies import Crash, Silent
 from replica.sim.villains import FaultyClient
 from replica.sim.witness import Violation, Witness
 from replica.sim.world import Network, World
@@ -188,6 +189,14 @@ class Run:
     def _slow(self) -> dict[int, list[Slow]]:
         """Return what faulty replicas do to be slow and nothing else."""
         hosts = {number: host for number, host in self.hosts.items() if isinstance(host, FaultyReplica)}
+        # Who is mute, or no member any more, is no primary, whatever it takes itself for.
+        lists = len(self.setting.links)
+        mute = {Silent, Crash}
+        hosts = {
+            number: host
+            for number, host in hosts.items()
+            if host.genesis.list_number == lists and not any(type(one) in mute for one in host.strategies)
+        }
         return {number: [one for one in host.strategies if isinstance(one, Slow)] for number, host in hosts.items()}
 
     def _heal(self) -> None:
