@@ -59,7 +59,8 @@ class Errands:
         if node.has_beyond_gap(effect.log, effect.first):
             # What lay behind a gap in the store, and did not fit into memory until the gap was closed.
             node.streams.read_back(effect.log, effect.first, self._on_read_back)
-        node.links[effect.ask].send(FetchMessage(effect.log, effect.first))
+        number = node.home.cluster.genesis.list_number
+        node.links[effect.ask].send(FetchMessage(effect.log, effect.first, number))
 
     def _on_read_back(self, log: int, raw: bytes) -> None:
         with suppress(LayoutError, VerificationError):

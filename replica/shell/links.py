@@ -306,5 +306,6 @@ class LinkConnection(PeerConnection):
         node.log.info("reading peer's log", peer=link.place.number)
         if not node.core.is_live:
             # What it holds of the own log is what a restarted replica waits for before it may speak.
-            link.send(Fetch(node.number, node.core.received(node.number) + 1))
+            first = node.core.received(node.number) + 1
+            link.send(Fetch(node.number, first, node.home.cluster.genesis.list_number))
         node.links[link.place.number].subscribe()

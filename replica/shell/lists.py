@@ -85,6 +85,13 @@ class MemberLists:
         self._node.log.info("a later list of members is known", list=len(self._later.links), sender=sender)
         self.ask(sender)
 
+    def is_another_log(self, log: int, number: int) -> bool:
+        """Say whether the log that list `number` calls `log` is none of the present list's."""
+        genesis = self._cluster.genesis
+        if number >= genesis.list_number:
+            return False
+        return log >= genesis.n or genesis.members[log].since > number
+
     # The state, of this list or a later one
 
     def on_offer(self, message: CheckpointOffer, sender: int) -> None:

@@ -46,7 +46,7 @@ from replica.core.events import (
 )
 from replica.core.genesis import MIB
 from replica.core.heads import decode_heads, encode_heads
-from replica.core.layout import LayoutError
+from replica.core.layout import U16, LayoutError
 from replica.core.machine import ReplicaCore
 from replica.core.quorum import primary
 from replica.core.snapshot import MilestoneRule, PartWanted, Snapshot
@@ -341,7 +341,11 @@ class Node:
 
     def on_heads(self, peer: int, message: HeadsMessage) -> None:
         """Have the core compare what a peer holds; a LayoutError ends its connection."""
-        heads = decode_heads(message.heads, self.home.cluster.genesis.n)
+        genesis = self.home.cluster.genesis
+        if genesis.operators and message.heads[:2] != U16.pack(genesis.n):
+            self.refusals["heads-of-another-list"] += 1  # it has not gone over yet, or this replica has not
+            return
+        heads = decode_heads(message.heads, genesis.n)
         self.readiness.heard(peer, heads)
         self.post(HeadsReceived(peer, heads))
 

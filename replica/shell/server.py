@@ -21,6 +21,7 @@ from replica.wire.messages import (
     EvidenceShown,
     Fetch,
     Heads,
+    Held,
     Message,
     Part,
     Refused,
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 
 # Questions about the state that one connection may have open.
 PARTS_AT_ONCE_MAX = 8
+# Where a log begins of which nothing is kept.
+FORGOTTEN = 1 << 62
 # What is kept of a peer's questions until it is appraised.
 HELD_MAX = 8
 
@@ -92,13 +95,20 @@ class ServerConnection(AcceptedConnection):
             self._node.on_subscribe(cast("int", self.replica), message.first)
             self._node.streams.subscribe(self._reader, message.first)
         elif self.role == "replica" and isinstance(message, Fetch):
-            self._node.streams.fetch(self._reader, message.log, message.first)
+            self._on_fetch(message)
         elif self.role == "replica" and isinstance(message, AskCheckpoint | AskPart):
             self._hand_out(message)
         elif self.role == "replica" and isinstance(message, Heads):
             self._node.on_heads(cast("int", self.replica), message)
         else:
             raise LayoutError(f"a {self.role} does not send {type(message).__name__}")
+
+    def _on_fetch(self, message: Fetch) -> None:
+        if self._node.lists.is_another_log(message.log, message.number):
+            # What is wanted was forgotten here when its log left: as far as that log goes, there is only a state.
+            self.send(Held(message.log, FORGOTTEN, FORGOTTEN - 1))
+        else:
+            self._node.streams.fetch(self._reader, message.log, message.first)
 
     def _on_appraisal(self, message: Message) -> bool:
         """Deal with what belongs to the appraisal, and with what came before its end; say whether it was that.

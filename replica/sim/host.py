@@ -52,6 +52,7 @@ SERVED_GROUPS_MAX = 24
 LEASE_MS = 10_000
 # What is no replica of the present list, and no client, has its node's number above this.
 STRANGERS_FROM = 1000
+FORGOTTEN = 1 << 40
 WALL_SKEW_MS_MAX = 30 * 86_400_000
 
 
@@ -310,7 +311,10 @@ class Host:
             if message.heads:
                 self._on_heads(source, message.heads)
         elif isinstance(message, FetchMessage):
-            self.serve(source, message.log, message.first, message.life)
+            if self._is_another_log(message):
+                self.send(source, Held(message.log, FORGOTTEN, FORGOTTEN - 1, message.life), f"forgot {message.log}")
+            else:
+                self.serve(source, message.log, message.first, message.life)
         elif isinstance(message, Held):
             if message.life == self._life and source < self.genesis.n:
                 self.handle(events.PeerHolds(source, message.log, message.first, message.last))
@@ -434,6 +438,13 @@ class Host:
         span = (self.library.first(log), max(self.library.last(log), self.core.seen(log)))
         self.send(reader, Held(log, *span, life), f"holds {log} {span[0]}-{span[1]}")
 
+    def _is_another_log(self, asked: FetchMessage) -> bool:
+        """Say whether the log that the asker's list calls so is none of the present list's."""
+        genesis = self.genesis
+        if asked.number >= genesis.list_number:
+            return False
+        return asked.log >= genesis.n or genesis.members[asked.log].since > asked.number
+
     def publish(self, group: VerifiedGroup) -> None:
         """Push a new own group to every peer."""
         self.setting.audience.said(group)
@@ -468,7 +479,7 @@ class Host:
     def fetch(self, effect: events.Fetch) -> None:
         """Ask a replica for part of a log."""
         self.world.counts["fetches"] += 1
-        message = FetchMessage(effect.log, effect.first, self._life)
+        message = FetchMessage(effect.log, effect.first, self._life, self.genesis.list_number)
         self.send(effect.ask, message, f"fetch {effect.log} from {effect.first}")
 
     def ask_about_state(self, effect: events.AskCheckpoint | events.AskPart) -> None:

@@ -36,6 +36,7 @@ class FetchMessage:
     log: int
     first: int
     life: int
+    number: int = 0  # of the list of members that the log is in
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from replica.sim.replica import CorrectReplica
 from replica.sim.scenario import Scenario, draw
 from replica.sim.setting import CLIENTS_FROM, OPERATOR, VILLAINS_FROM, Setting
 from replica.sim.slow import Slow
+from replica.sim.strategies import Crash, Silent
 from replica.sim.villains import FaultyClient
 from replica.sim.witness import Violation, Witness
 from replica.sim.world import Network, World
@@ -193,6 +194,14 @@ class Run:
     def _slow(self) -> dict[int, list[Slow]]:
         """Return what faulty replicas do to be slow and nothing else."""
         hosts = {number: host for number, host in self.hosts.items() if isinstance(host, FaultyReplica)}
+        # Who is mute, or no member any more, is no primary, whatever it takes itself for.
+        lists = len(self.setting.links)
+        mute = {Silent, Crash}
+        hosts = {
+            number: host
+            for number, host in hosts.items()
+            if host.genesis.list_number == lists and not any(type(one) in mute for one in host.strategies)
+        }
         return {number: [one for one in host.strategies if isinstance(one, Slow)] for number, host in hosts.items()}
 
     def _heal(self) -> None:
@@ -378,6 +387,8 @@ class Run:
         """
         others = [r for i, r in self.replicas.items() if r is not damaged and i != self.scenario.rolled_back]
         if any(other.is_down or not other.core.is_live for other in others):
+            return False
+        if any(other.genesis.list_number != damaged.genesis.list_number for other in others):
             return False
         if all(other.core.read(damaged.number) < damaged.log.last for other in others):
             return False

@@ -77,10 +77,14 @@ class Subscribe(NamedTuple):
 
 
 class Fetch(NamedTuple):
-    """Reader to replica: send what you hold of `log` from index `first` on, once, up to a limit."""
+    """Reader to replica: send what you hold of `log` from index `first` on, once, up to a limit.
+
+    number: the list of members under which `log` is meant; another log may have that number under a later list.
+    """
 
     log: int
     first: int
+    number: int = 0
 
 
 class GroupMessage(NamedTuple):
@@ -387,7 +391,7 @@ _SCHEMA: Final[dict[int, tuple[type[Any], tuple[_Check, ...]]]] = {
     4: (Welcome, (_number, _number)),
     5: (Refused, (_text, _text)),
     6: (Subscribe, (_index,)),
-    7: (Fetch, (_number, _index)),
+    7: (Fetch, (_number, _index, _index)),
     8: (GroupMessage, (_number, _blob)),
     9: (Request, (_blob,)),
     10: (Reply, (_blob,)),

@@ -18,6 +18,13 @@ def test_members_change_and_nothing_else_does(part):
         assert outcome.counts["went-over"] > 0
 
 
+@pytest.mark.parametrize("seed", [1_002_200, 1_002_283])
+def test_who_is_late_is_told_that_a_log_is_gone(seed):
+    """Once others had gone over, they took questions about a replaced log for such about the one with its number now."""
+    outcome = run_seed(seed)
+    assert not outcome.violations
+
+
 def test_every_kind_of_change_is_drawn():
     changes = [change for seed in SEEDS for change in draw(seed).changes]
     assert {change.kind for change in changes} == {"replace", "add", "remove"}
