@@ -1,6 +1,7 @@
 import pytest
 
 from tests.support.swtpm import software_tpm
+from tests.trustlog.appraisal.hosts import made_host
 
 
 @pytest.fixture
@@ -14,3 +15,9 @@ def machine(tmp_path):
 def tpm(machine):
     with machine.connect() as connected:
         yield connected
+
+
+@pytest.fixture
+def host(tpm, tmp_path):
+    with made_host(tpm, tmp_path) as made:
+        yield made

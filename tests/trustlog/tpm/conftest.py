@@ -1,6 +1,7 @@
 import pytest
 
 from tests.support.swtpm import software_tpm
+from trustlog.tpm.enrol import create
 
 
 @pytest.fixture
@@ -14,3 +15,10 @@ def machine(tmp_path):
 def tpm(machine):
     with machine.connect() as connected:
         yield connected
+
+
+@pytest.fixture
+def folder(machine, tmp_path):
+    """A log that the machine's TPM attests."""
+    create(tmp_path / "log", address=machine.address).close()
+    return tmp_path / "log"

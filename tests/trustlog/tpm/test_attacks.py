@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from types import SimpleNamespace
 
 import pytest
 
-from replica.cli.evidence import _proven_fork
 from tests.support.swtpm import software_tpm
-from tests.trustlog.support import CONTEXT, NONCE, digests_of
-from tests.trustlog.tpm.support import NotNextError, Reader, add, sign_anything
+from tests.trustlog.support import CONTEXT, digests_of
+from tests.trustlog.tpm.attacker import Attacker, attacker_on
+from tests.trustlog.tpm.support import NotNextError, Reader, add
 from trustlog import (
-    AppendStatement,
-    Attestation,
     BackendKind,
     LogIdentity,
     MisuseError,
@@ -29,60 +26,12 @@ from trustlog import (
     software,
     verify_append,
 )
-from trustlog.appraisal import appraise, load_policy
-from trustlog.appraisal.evidence import Evidence
-from trustlog.cli.contract import CommandError
 from trustlog.cli.documents import Expectation, contradiction_document, document, verify_document
-from trustlog.hashing import fold, genesis_head
-from trustlog.statements import EndStatement, LookupStatement, Outcome, QuoteStatement, TruncateStatement, open_payload
-from trustlog.tpm import chain
 from trustlog.tpm.backend import RestartedError
 from trustlog.tpm.chain import CLOSE_DIGEST, TpmPins
-from trustlog.tpm.enrol import create
 from trustlog.tpm.opening import open_log
 from trustlog.tpm.structures import RH_ENDORSEMENT, attestation_key_template
 from trustlog.tpm.wire import TpmError
-
-
-class Attacker:
-    """Root on the log's machine, without the backend's manners."""
-
-    def __init__(self, tpm, identity, handle):
-        self.tpm = tpm
-        self.identity = identity
-        self.handle = handle
-
-    def value(self, pcr=None):
-        return self.tpm.pcr_read([pcr or self.identity.tpm.pcr])[pcr or self.identity.tpm.pcr]
-
-    def say(self, first, digests, *, epoch, head_before=None, pcr=None, before=None):
-        """Extend the PCR by a group and have it quoted; `head_before`: what the statement says stood there."""
-        pcr = self.identity.tpm.pcr if pcr is None else pcr
-        before = self.value(pcr) if before is None else before
-        log_id = self.identity.key.log_id
-        event = chain.event_digest(log_id, first, CONTEXT, digests)
-        self.tpm.pcr_extend(pcr, event)
-        after = chain.extended(before, event)
-        last = first + len(digests) - 1
-        header = (BackendKind.TPM, CONTEXT, log_id, epoch)
-        statement = AppendStatement(*header, first, last, head_before or before, after).encode()
-        signed = self.tpm.quote(self.handle, [pcr], chain.asked(statement))
-        return Attestation(statement, signed.attest + signed.signature), digests
-
-    def open(self, last, closed_epoch, closed_pcr, *, epoch):
-        """Say OPEN after a CLOSE, in whatever epoch this is."""
-        payload = open_payload(last, chain.head(closed_epoch, closed_pcr, closed=True))
-        return self.say(last + 1, [entry_digest(payload)], epoch=epoch, head_before=closed_pcr)
-
-
-@pytest.fixture
-def folder(machine, tmp_path):
-    create(tmp_path / "log", address=machine.address).close()
-    return tmp_path / "log"
-
-
-def attacker_on(machine, log):
-    return Attacker(machine.connect(), log.identity, log.config.handle)
 
 
 def epoch_of(resets, restarts=0):
@@ -492,84 +441,3 @@ def test_a_contradiction_needs_one_pcr_that_cannot_be_reset(folder, machine):
     fine = [root.say(1, digests_of("x"), epoch=log.epoch, pcr=pcr) for pcr in (12, 13)]
     with pytest.raises(VerificationError, match="other PCRs"):
         find_contradiction(LogIdentity(log.identity.key, BackendKind.TPM), *fine[0], *fine[1])
-
-
-def forged_append(root, kind, *payloads):
-    """An append of another kind of backend that the TPM's key signed, as its host asked."""
-    log_id, digests = root.identity.key.log_id, digests_of(*payloads)
-    before = genesis_head(log_id, 0)
-    after = fold(before, 1, digests)
-    said = AppendStatement(kind, CONTEXT, log_id, 0, 1, len(digests), before, after).encode()
-    return Attestation(said, sign_anything(root.tpm, root.handle, said)), digests
-
-
-@pytest.fixture
-def root(folder, machine):
-    log = open_log(folder)
-    log.close()
-    return attacker_on(machine, log)
-
-
-def test_a_restricted_key_signs_what_its_host_hands_in_unless_it_looks_like_a_quote(root):
-    """TPM2_Hash gives the ticket, TPM2_Sign the signature: so no bare signature of this key means anything."""
-    root.identity.key.verify(sign_anything(root.tpm, root.handle, b"anything"), b"anything")
-    with pytest.raises(AssertionError):  # TPM_RC_TICKET
-        sign_anything(root.tpm, root.handle, b"\xffTCG and what a quote would say")
-
-
-@pytest.mark.parametrize("kind", [BackendKind.SOFTWARE, BackendKind.PROCESS])
-def test_a_tpms_key_attests_nothing_of_another_backend(root, kind):
-    key, log_id = root.identity.key, root.identity.key.log_id
-    head = bytes(32)
-    one = forged_append(root, kind, "pay alice")
-    signed = [
-        EndStatement(kind, CONTEXT, log_id, 0, NONCE, 1, 77, head),
-        LookupStatement(kind, CONTEXT, log_id, 0, NONCE, 1, Outcome.ASSIGNED, head, 1, 1),
-        TruncateStatement(kind, CONTEXT, log_id, 0, 1, 1, head),
-    ]
-    shown = [document(one[0], digests=one[1])]
-    shown += [
-        document(Attestation(said.encode(), sign_anything(root.tpm, root.handle, said.encode()))) for said in signed
-    ]
-    for content in shown:
-        raw = json.dumps(content).encode()
-        # What is signed is well-formed and the signature is right: who takes the key for a program's believes it.
-        verify_document(raw, LogIdentity.published(key, None), Expectation(CONTEXT))
-        for identity in (LogIdentity.published(key, root.identity.tpm), root.identity):
-            with pytest.raises(VerificationError) as refused:
-                verify_document(raw, identity, Expectation(CONTEXT))
-            assert refused.value.reason == "wrong-kind"
-    with pytest.raises(VerificationError, match="do not count here"):
-        verify_append(LogIdentity(key, frozenset(BackendKind), tpm=root.identity.tpm), *one, context=CONTEXT)
-
-
-def test_nobody_is_framed_with_what_a_tpms_key_signed_for_its_host(root):
-    sides = [forged_append(root, BackendKind.SOFTWARE, payload) for payload in ("pay alice", "pay mallory")]
-    raw = json.dumps(contradiction_document(*sides[0], *sides[1])).encode()
-    key, pins = root.identity.key, root.identity.tpm
-    assert "attested twice" in str(verify_document(raw, LogIdentity.published(key, None), Expectation(CONTEXT)))
-    with pytest.raises(VerificationError, match="do not count here"):
-        verify_document(raw, LogIdentity.published(key, pins), Expectation(CONTEXT))
-    member = SimpleNamespace(log_public_key=key.raw, log_kind=BackendKind.TPM, log_pins=pins.encode(), since=0)
-    genesis = SimpleNamespace(limits=None, context=lambda since: CONTEXT, members=[member])
-    with pytest.raises(CommandError, match="proves nothing: statements of the software backend do not count here"):
-        _proven_fork(raw, genesis)
-
-
-def test_evidence_that_a_tpms_key_signed_for_its_host_is_refused(root, tmp_path):
-    key = root.identity.key
-    header = (BackendKind.PROCESS, CONTEXT, key.log_id, 0)
-    said = QuoteStatement(*header, NONCE, bytes(32), key.raw).encode()
-    evidence = Evidence(said, signature=sign_anything(root.tpm, root.handle, said))
-    policies = {"any": "", "enrolled": f'[tpm]\nattestation_keys = ["{key.raw.hex()}"]\n'}
-    for name, table in policies.items():
-        (tmp_path / name).write_text(f'format = 1\nminimum_evidence = "self-asserted"\n{table}')
-    unknown, listed = (load_policy(tmp_path / name) for name in policies)
-    assert appraise(evidence, unknown, nonce=NONCE).level_names == "self-asserted"
-    for policy, known in (
-        (listed, {}),
-        (unknown, {"enrolled": frozenset({key.raw})}),
-        (unknown, {"pins": root.identity.tpm}),
-    ):
-        with pytest.raises(VerificationError, match="a bare signature is its host's word"):
-            appraise(evidence, policy, nonce=NONCE, **known)

@@ -36,12 +36,6 @@ from trustlog.tpm.structures import ALG_ECC
 from trustlog.tpm.wire import TpmError
 
 
-@pytest.fixture
-def folder(machine, tmp_path):
-    create(tmp_path / "log", address=machine.address).close()
-    return tmp_path / "log"
-
-
 def test_groups_are_read_in_order_from_the_pinned_base(folder):
     with open_log(folder) as log:
         reader = Reader(log.identity)
