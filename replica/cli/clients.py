@@ -4,16 +4,14 @@ import asyncio
 import base64
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Group as Lines
 
 from replica.application import Right
-from replica.cli.member import CLUSTER, OPERATOR, cluster_file, operator_key, refreshed
-from replica.cluster.clusterfile import ClusterFile
-from replica.cluster.keys import ClientKey, read_public_key
+from replica.cli.operating import Operator, operated
+from replica.cluster.keys import read_public_key
 from replica.core.clients import (
     PERMISSIONS_MAX,
     PREFIX_BYTES_MAX,
@@ -28,19 +26,11 @@ from replica.core.clients import (
 from replica.core.genesis import TEXT_SIZE_MAX
 from replica.operations.clients import command, read_policy
 from trustlog.cli.contract import Output, example, grid, key_values, output_option
-from trustlog.cli.passphrases import passphrase_option
 
 DEADLINE_S = 30.0
 
 KEY = click.argument("key", metavar="KEY")
-DEADLINE = click.option(
-    "--deadline",
-    "deadline_s",
-    type=click.FloatRange(1, 3600),
-    default=DEADLINE_S,
-    show_default=True,
-    help="Seconds until f + 1 replicas must have answered alike.",
-)
+OPERATED = operated(DEADLINE_S, "f + 1 replicas must have answered alike")
 _WORDS = {Right.READ: "read", Right.WRITE: "write", Right.READ | Right.WRITE: "read and write"}
 
 
@@ -61,18 +51,11 @@ def clients_commands() -> None:
 @clients_commands.command(
     "list", short_help="Say who may be a client.", epilog=example("trustlog-replica clients list my-cluster")
 )
-@CLUSTER
-@OPERATOR
-@passphrase_option
-@DEADLINE
+@OPERATED
 @output_option
-def list_command(
-    *, cluster: Path, operator_folder: Path | None, passphrase_file: Path | None, deadline_s: float, output: Output
-) -> None:
+def list_command(*, operator: Operator, output: Output) -> None:
     """Say the mode, and every key that was allowed or revoked: ordered, and vouched for by f + 1 replicas."""
-    policy = asyncio.run(
-        read_policy(*_opened(cluster, operator_folder, passphrase_file, deadline_s), deadline_s=deadline_s)
-    )
+    policy = asyncio.run(read_policy(operator.present, operator.key, deadline_s=operator.deadline_s))
     rows = [_row(key, listing) for key, listing in policy.listings]
     may = [_may(listing) for _, listing in policy.listings]
     data = {"mode": policy.mode.label, "command": policy.number, "slot": policy.slot, "keys": rows}
@@ -93,30 +76,13 @@ def list_command(
     short_help="Let every key be a client's, or only allowed ones.",
     epilog=example("trustlog-replica clients mode my-cluster listed"),
 )
-@CLUSTER
+@OPERATED
 @click.argument("mode", type=click.Choice([mode.label for mode in Mode]))
-@OPERATOR
-@passphrase_option
-@DEADLINE
 @output_option
-def mode_command(
-    *,
-    cluster: Path,
-    mode: str,
-    operator_folder: Path | None,
-    passphrase_file: Path | None,
-    deadline_s: float,
-    output: Output,
-) -> None:
+def mode_command(*, operator: Operator, mode: str, output: Output) -> None:
     """Set the mode. "listed" refuses every key that was not allowed, from that slot on: allow your clients first."""
     wanted = Mode[mode.upper()]
-    _order(
-        output,
-        _opened(cluster, operator_folder, passphrase_file, deadline_s),
-        lambda n: SetMode(n, wanted),
-        deadline_s,
-        mode=mode,
-    )
+    _order(output, operator, lambda n: SetMode(n, wanted), mode=mode)
 
 
 @clients_commands.command(
@@ -127,26 +93,14 @@ def mode_command(
         "trustlog-replica clients allow my-cluster meter/client.pub --read config/ --write readings/",
     ),
 )
-@CLUSTER
-@KEY
 @click.option("--name", default="", help="A name for people.")
 @click.option("--read", multiple=True, metavar="PREFIX", help="It may read keys that begin so; may be repeated.")
 @click.option("--write", multiple=True, metavar="PREFIX", help="It may write keys that begin so; may be repeated.")
-@OPERATOR
-@passphrase_option
-@DEADLINE
+@OPERATED
+@KEY
 @output_option
 def allow_command(
-    *,
-    cluster: Path,
-    key: str,
-    name: str,
-    read: tuple[str, ...],
-    write: tuple[str, ...],
-    operator_folder: Path | None,
-    passphrase_file: Path | None,
-    deadline_s: float,
-    output: Output,
+    *, operator: Operator, key: str, name: str, read: tuple[str, ...], write: tuple[str, ...], output: Output
 ) -> None:
     """Allow KEY to be a client's. Without --read and --write it may do everything; what was said before is replaced.
 
@@ -156,13 +110,7 @@ def allow_command(
     if len(name.encode()) > TEXT_SIZE_MAX:
         raise click.UsageError(f"--name has at most {TEXT_SIZE_MAX} bytes")
     permissions = _permissions(read, write)
-    _order(
-        output,
-        _opened(cluster, operator_folder, passphrase_file, deadline_s),
-        lambda number: Allow(number, made, name, permissions),
-        deadline_s,
-        key=made.hex(),
-    )
+    _order(output, operator, lambda number: Allow(number, made, name, permissions), key=made.hex())
 
 
 @clients_commands.command(
@@ -170,43 +118,17 @@ def allow_command(
     short_help="Revoke a client's key.",
     epilog=example("trustlog-replica clients revoke my-cluster lost-laptop/client.pub"),
 )
-@CLUSTER
+@OPERATED
 @KEY
-@OPERATOR
-@passphrase_option
-@DEADLINE
 @output_option
-def revoke_command(
-    *,
-    cluster: Path,
-    key: str,
-    operator_folder: Path | None,
-    passphrase_file: Path | None,
-    deadline_s: float,
-    output: Output,
-) -> None:
+def revoke_command(*, operator: Operator, key: str, output: Output) -> None:
     """Revoke KEY: from that slot on nothing that it signs is executed, and it is told so. `allow` takes it back."""
     made = read_public_key(key)
-    opened = _opened(cluster, operator_folder, passphrase_file, deadline_s)
-    _order(output, opened, lambda number: Revoke(number, made), deadline_s, key=made.hex())
+    _order(output, operator, lambda number: Revoke(number, made), key=made.hex())
 
 
-def _opened(
-    cluster: Path, folder: Path | None, passphrase_file: Path | None, deadline_s: float
-) -> tuple[ClusterFile, ClientKey]:
-    file = cluster_file(cluster)
-    present = refreshed(file, deadline_s)
-    return present, operator_key(file, folder, passphrase_file, present)
-
-
-def _order(
-    output: Output,
-    opened: tuple[ClusterFile, ClientKey],
-    made: Callable[[int], Command],
-    deadline_s: float,
-    **about: str,
-) -> None:
-    number, slot = asyncio.run(command(*opened, made, deadline_s=deadline_s))
+def _order(output: Output, operator: Operator, made: Callable[[int], Command], **about: str) -> None:
+    number, slot = asyncio.run(command(operator.present, operator.key, made, deadline_s=operator.deadline_s))
     data: dict[str, Any] = {"command": number, "slot": slot, **about}
     output.result(data, [f"{name}={value}" for name, value in data.items()], key_values(data))
 

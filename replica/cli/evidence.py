@@ -3,28 +3,26 @@
 Verifying needs the cluster file and nothing else: whose log it is, and which keys count, comes from there alone.
 """
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import click
 
+from replica.cluster.clusterfile import ClusterFile
 from replica.cluster.home import EVIDENCE_NAME, SIGNING_KEY_NAME
+from replica.cluster.identities import identity_of
 from replica.cluster.memberlists import load_present_cluster
 from replica.cluster.pbft import NO_LOGS
 from replica.cluster.strict_toml import ConfigError, read_bounded
-from replica.core.evidence import EVIDENCE_BYTES_MAX, Kind, decode_claim
-from replica.core.genesis import Genesis
+from replica.core.evidence import CLAIM_BYTES_MAX, EVIDENCE_BYTES_MAX, Kind, decode_claim
 from replica.core.layout import LayoutError
-from replica.core.proving import UnprovenError, examine
+from replica.core.proving import UnprovenError, examine_under
 from replica.shell.evidence import FORK_NAME, EvidenceFolder
 from replica.shell.verify import EnvelopeVerifier, GroupVerifier
 from trustlog import VerificationError
 from trustlog.cli.contract import CommandError, Exit, Output, example, grid, key_values, output_option
 from trustlog.cli.documents import DOCUMENT_SIZE_MAX, Expectation, verify_document
 
-# What a file's claim takes at the most.
-CLAIM_BYTES_MAX = 256
 FORKED = "forked"
 
 
@@ -76,7 +74,7 @@ def list_command(*, folder: Path, output: Output) -> None:
     "cluster_path",
     type=click.Path(path_type=Path),
     required=True,
-    help="The cluster file, cluster.toml: whose keys count.",
+    help="The cluster file, cluster.toml: whose keys count. With the newest cluster.members.toml beside it.",
 )
 @output_option
 def verify_command(*, file: Path, cluster_path: Path, output: Output) -> None:
@@ -86,31 +84,24 @@ def verify_command(*, file: Path, cluster_path: Path, output: Output) -> None:
     """
     cluster = load_present_cluster(cluster_path)
     raw = read_bounded(file, max(EVIDENCE_BYTES_MAX, DOCUMENT_SIZE_MAX))
-    prove = _proven_fork if raw[:1] == b"{" else _proven
-    # Whose log it is was said under one list of members or another.
-    for genesis in cluster.lists[:0:-1]:
-        with suppress(CommandError):
-            data = prove(raw, genesis)
-            break
-    else:
-        data = prove(raw, cluster.lists[0])
+    data = _proven_fork(raw, cluster) if raw[:1] == b"{" else _proven(raw, cluster)
     text = f"log {data['log']} of replica {data['log']} {data['what']}"
     output.result({"proven": True, **data}, text, key_values({"proven": text}))
 
 
-def _proven(raw: bytes, genesis: Genesis) -> dict[str, Any]:
+def _proven(raw: bytes, cluster: ClusterFile) -> dict[str, Any]:
     try:
-        claim, text = examine(raw, genesis, GroupVerifier(genesis), EnvelopeVerifier())
+        claim, text = examine_under(raw, cluster.spans, GroupVerifier, EnvelopeVerifier())
     except UnprovenError as error:
         raise _nothing(str(error)) from error
     what = f"broke rule {claim.rule} at index {claim.index}: {text}"
     return {"log": claim.log, "rule": claim.rule, "index": claim.index, "text": text, "what": what}
 
 
-def _proven_fork(raw: bytes, genesis: Genesis) -> dict[str, Any]:
+def _proven_fork(raw: bytes, cluster: ClusterFile) -> dict[str, Any]:
     """Find whose key signed both statements, as the cluster file says: of its kind, and with what is pinned there."""
     reason = "its statements are of no log of this cluster"
-    for log, identity in enumerate(GroupVerifier(genesis).identities):
+    for log, identity in (pair for genesis in cluster.lists for pair in enumerate(map(identity_of, genesis.members))):
         try:
             said = verify_document(raw, identity, Expectation(bytes(32)))
         except VerificationError as error:

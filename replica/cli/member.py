@@ -10,45 +10,29 @@ import click
 from rich.console import Group as Lines
 from rich.text import Text
 
+from replica.cli.operating import CLUSTER, Operator, cluster_file, deadline_option, operated, refreshed
 from replica.cli.options import PROGRAM, Address
-from replica.cluster.clusterfile import CLUSTER_FILE_NAME, ClusterFile, check_unique, log_kind_label
+from replica.cluster.clusterfile import ClusterFile, check_unique, log_kind_label
 from replica.cluster.home import SETTINGS_NAME
-from replica.cluster.keys import ClientKey
 from replica.cluster.memberlists import (
     OWN_NAME,
     encode_place,
-    load_present_cluster,
     members_path,
     seat_of,
     write_links,
 )
-from replica.cluster.passphrase import PassphraseSource, unlocked_client_key
-from replica.cluster.provision import OPERATOR_NAME, PublicPart, load_public_part
-from replica.core.members import MemberList, RefusedError, Seat, check_change
+from replica.cluster.provision import PublicPart, load_public_part
+from replica.core.envelope import RefusedError
+from replica.core.members import MemberList, Seat, check_change
 from replica.operations.asking import Answer, Outcome, ask_all
-from replica.operations.changing import ChangeError, change, missing_of, refresh
+from replica.operations.changing import ChangeError, change, missing_of
 from trustlog import log_id
 from trustlog.cli.contract import CommandError, Exit, Output, example, grid, key_values, output_option
-from trustlog.cli.passphrases import asker, passphrase_option
 
 DEADLINE_S = 60.0
 
-CLUSTER = click.argument("cluster", metavar="CLUSTER", type=click.Path(path_type=Path, exists=True))
-OPERATOR = click.option(
-    "--operator",
-    "operator_folder",
-    type=click.Path(path_type=Path, file_okay=False),
-    help=f"The folder of the operator's key.  [default: {OPERATOR_NAME} beside cluster.toml]",
-)
+OPERATED = operated(DEADLINE_S, "the new list must be in force")
 REASON = click.option("--reason", default="", help="A few words that stay with the list for ever.")
-DEADLINE = click.option(
-    "--deadline",
-    "deadline_s",
-    type=click.FloatRange(1, 3600),
-    default=DEADLINE_S,
-    show_default=True,
-    help="Seconds until the new list must be in force.",
-)
 
 
 @click.group(
@@ -69,7 +53,7 @@ def member_commands() -> None:
 )
 @CLUSTER
 @click.option("--update", is_flag=True, help="Write what is learnt into cluster.members.toml.")
-@DEADLINE
+@deadline_option(DEADLINE_S, "the replicas must have answered")
 @output_option
 def list_command(*, cluster: Path, update: bool, deadline_s: float, output: Output) -> None:
     """Ask the replicas which lists of members followed, verify that, and say who the members are now."""
@@ -88,30 +72,17 @@ def list_command(*, cluster: Path, update: bool, deadline_s: float, output: Outp
         "trustlog-replica member replace my-cluster my-cluster/new-2/replica-2.public.toml",
     ),
 )
-@CLUSTER
+@OPERATED
 @click.argument("public_file", metavar="PUBLIC.toml", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@OPERATOR
-@passphrase_option
 @REASON
-@DEADLINE
 @output_option
-def replace_command(
-    *,
-    cluster: Path,
-    public_file: Path,
-    operator_folder: Path | None,
-    passphrase_file: Path | None,
-    reason: str,
-    deadline_s: float,
-    output: Output,
-) -> None:
+def replace_command(*, operator: Operator, public_file: Path, reason: str, output: Output) -> None:
     """Replace the replica whose number PUBLIC.toml has: it lost its log, its TPM or its machine, or gets new keys.
 
     Make PUBLIC.toml, with the new replica's folder, by keygen before, and run that folder after. Nothing that the old
     log says counts after the change.
     """
-    file = cluster_file(cluster)
-    present = refreshed(file, deadline_s)
+    present = operator.present
     part = load_public_part(public_file)
     if part.place.number >= present.genesis.n:
         raise ChangeError(
@@ -119,7 +90,7 @@ def replace_command(
         )
     seats = [seat_of(present, number) for number in range(present.genesis.n)]
     seats[part.place.number] = _seat(part, present)
-    _change(output, file, present, seats, operator_folder, passphrase_file, reason, deadline_s, [public_file])
+    _change(output, operator, seats, reason, [public_file])
 
 
 @member_commands.command(
@@ -127,38 +98,24 @@ def replace_command(
     short_help="Give a replica another address.",
     epilog=example("trustlog-replica member move my-cluster --number 2 --address 192.0.2.14:7100"),
 )
-@CLUSTER
 @click.option("--number", type=click.IntRange(min=0), required=True, help="Of the replica that moves.")
 @click.option("--address", type=Address(), required=True, help="Where it will be reached.")
-@OPERATOR
-@passphrase_option
+@OPERATED
 @REASON
-@DEADLINE
 @output_option
-def move_command(
-    *,
-    cluster: Path,
-    number: int,
-    address: tuple[str, int],
-    operator_folder: Path | None,
-    passphrase_file: Path | None,
-    reason: str,
-    deadline_s: float,
-    output: Output,
-) -> None:
+def move_command(*, operator: Operator, number: int, address: tuple[str, int], reason: str, output: Output) -> None:
     """Give a replica, with the log and the keys that it has, another address.
 
     It listens there by itself when the change is in force, unless its replica.toml says `listen`.
     """
-    file = cluster_file(cluster)
-    present = refreshed(file, deadline_s)
+    present = operator.present
     if number >= present.genesis.n:
-        raise ChangeError(f"there is no replica {number}: {file} has 0 to {present.genesis.n - 1}")
+        raise ChangeError(f"there is no replica {number}: {operator.file} has 0 to {present.genesis.n - 1}")
     moved = replace(present.replicas[number], host=address[0], port=address[1])
-    check_unique([moved if place.number == number else place for place in present.replicas], str(file))
+    check_unique([moved if place.number == number else place for place in present.replicas], str(operator.file))
     seats = [seat_of(present, other) for other in range(present.genesis.n)]
     seats[number] = Seat(present.genesis.members[number], encode_place(moved))
-    _change(output, file, present, seats, operator_folder, passphrase_file, reason, deadline_s, [])
+    _change(output, operator, seats, reason, [])
 
 
 @member_commands.command(
@@ -166,34 +123,21 @@ def move_command(
     short_help="Add two replicas.",
     epilog=example("trustlog-replica member add my-cluster new-3/replica-3.public.toml new-4/replica-4.public.toml"),
 )
-@CLUSTER
+@OPERATED
 @click.argument(
     "public_files", metavar="PUBLIC.toml PUBLIC.toml", nargs=2, type=click.Path(path_type=Path, exists=True)
 )
-@OPERATOR
-@passphrase_option
 @REASON
-@DEADLINE
 @output_option
-def add_command(
-    *,
-    cluster: Path,
-    public_files: tuple[Path, ...],
-    operator_folder: Path | None,
-    passphrase_file: Path | None,
-    reason: str,
-    deadline_s: float,
-    output: Output,
-) -> None:
+def add_command(*, operator: Operator, public_files: tuple[Path, ...], reason: str, output: Output) -> None:
     """Add the two replicas of these public files, numbered n and n + 1: one more fault is borne from then on."""
-    file = cluster_file(cluster)
-    present = refreshed(file, deadline_s)
+    present = operator.present
     parts = sorted((load_public_part(path) for path in public_files), key=lambda part: part.place.number)
     n = present.genesis.n
     if [part.place.number for part in parts] != [n, n + 1]:
         raise ChangeError(f"the two to be added must have the numbers {n} and {n + 1}; make them with {PROGRAM} keygen")
     seats = [seat_of(present, number) for number in range(n)] + [_seat(part, present) for part in parts]
-    _change(output, file, present, seats, operator_folder, passphrase_file, reason, deadline_s, public_files)
+    _change(output, operator, seats, reason, public_files)
 
 
 @member_commands.command(
@@ -201,39 +145,17 @@ def add_command(
     short_help="Remove the two replicas with the highest numbers.",
     epilog=example("trustlog-replica member remove my-cluster"),
 )
-@CLUSTER
-@OPERATOR
-@passphrase_option
+@OPERATED
 @REASON
-@DEADLINE
 @output_option
-def remove_command(
-    *,
-    cluster: Path,
-    operator_folder: Path | None,
-    passphrase_file: Path | None,
-    reason: str,
-    deadline_s: float,
-    output: Output,
-) -> None:
+def remove_command(*, operator: Operator, reason: str, output: Output) -> None:
     """Remove the two replicas with the highest numbers: one fault less is borne from then on.
 
     Leave them running until `member list` shows that the others have gone over; then stop them for good.
     """
-    file = cluster_file(cluster)
-    present = refreshed(file, deadline_s)
+    present = operator.present
     seats = [seat_of(present, number) for number in range(present.genesis.n - 2)]
-    _change(output, file, present, seats, operator_folder, passphrase_file, reason, deadline_s, [])
-
-
-def cluster_file(place: Path) -> Path:
-    """Return the cluster file that CLUSTER names."""
-    return place / CLUSTER_FILE_NAME if place.is_dir() else place
-
-
-def refreshed(file: Path, deadline_s: float) -> ClusterFile:
-    """Return the cluster under the list of members that is in force, as its replicas prove."""
-    return asyncio.run(refresh(load_present_cluster(file), deadline_s))
+    _change(output, operator, seats, reason, [])
 
 
 def _seat(part: PublicPart, present: ClusterFile) -> Seat:
@@ -251,33 +173,10 @@ def _keep(file: Path, present: ClusterFile) -> Path:
     return path
 
 
-def operator_key(file: Path, folder: Path | None, passphrase_file: Path | None, present: ClusterFile) -> ClientKey:
-    """Return an operator's key; ChangeError if it is none of this cluster's, which may have none."""
-    if not present.genesis.operators:
-        raise ChangeError(
-            f"{file}: genesis.operators: this cluster was made without an operator's key, so its members, and who may "
-            "be a client, stay as they are"
-        )
-    key = unlocked_client_key(folder or file.parent / OPERATOR_NAME, PassphraseSource(passphrase_file, asker()))
-    if key.public_key not in present.genesis.operators:
-        raise ChangeError(
-            f"{folder or file.parent / OPERATOR_NAME}: this key is no operator's of the cluster of {file}"
-        )
-    return key
-
-
 def _change(
-    output: Output,
-    file: Path,
-    present: ClusterFile,
-    seats: Sequence[Seat],
-    operator_folder: Path | None,
-    passphrase_file: Path | None,
-    reason: str,
-    deadline_s: float,
-    public_files: Sequence[Path],
+    output: Output, operator: Operator, seats: Sequence[Seat], reason: str, public_files: Sequence[Path]
 ) -> None:
-    key = operator_key(file, operator_folder, passphrase_file, present)
+    present, key = operator.present, operator.key
     wanted = MemberList(present.genesis.list_number + 1, 0, tuple(seats), reason)
     try:
         check_change(present.genesis, wanted, {})
@@ -290,8 +189,10 @@ def _change(
     trouble = missing_of(present, staying, alive, max(present.genesis.quorum, after.quorum))
     if trouble is not None:
         raise CommandError(trouble, "see trustlog-replica status", Exit.NEGATIVE, code="not-enough-alive")
-    done = asyncio.run(change(present, key, wanted, deadline_s=deadline_s, say=lambda text: click.echo(text, err=True)))
-    kept = _keep(file, done)
+    done = asyncio.run(
+        change(present, key, wanted, deadline_s=operator.deadline_s, say=lambda text: click.echo(text, err=True))
+    )
+    kept = _keep(operator.file, done)
     data: dict[str, Any] = {"list": done.genesis.list_number, "after": done.genesis.base, "members_file": str(kept)}
     steps = [_hand_over(public_file, done) for public_file in public_files]
     steps.append(f"give {kept} to your clients, beside their cluster.toml")

@@ -105,6 +105,11 @@ class ClusterFile:
         return self.lists[-2] if len(self.lists) > 1 else None
 
     @property
+    def spans(self) -> tuple[tuple[Genesis, int | None], ...]:
+        """Every list of members so far, the genesis first, each with its last slot; None of the present one."""
+        return tuple(zip(self.lists, [*(one.base for one in self.lists[1:]), None], strict=True))
+
+    @property
     def has_logs(self) -> bool:
         """Say whether replicas keep trusted logs: all but the PBFT baseline's do."""
         return not isinstance(self.genesis, PbftGenesis)

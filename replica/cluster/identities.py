@@ -16,5 +16,4 @@ def identity_of(member: Member) -> LogIdentity:
 def members_of(genesis: Genesis) -> Members:
     """Return what a verifier of receipts needs to know of a cluster."""
     identities = tuple(identity_of(member) for member in genesis.members)
-    contexts = tuple(genesis.context(member.since) for member in genesis.members)
-    return Members(identities, genesis.quorum, genesis.cluster_id(), contexts)
+    return Members(identities, genesis.quorum, genesis.cluster_id(), genesis.contexts())

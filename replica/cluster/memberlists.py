@@ -12,8 +12,8 @@ read.
 
 What a list says of where a member is, its place (integers big-endian):
 
-    u16 length, address "host:port" in UTF-8    u16 length, TLS certificate (DER)    u8 1 if its log's enrolment was
-    shown
+    u16 length, address "host:port" in UTF-8    u16 length, TLS certificate (DER)
+    u8 1 if its log's enrolment was shown
 """
 
 import struct
@@ -57,17 +57,20 @@ _HEADER: Final = """\
 
 
 class EntryVerifier:
-    """Says whether a log of one list of members attested the entry that is shown."""
+    """Says whether a log of one list of members attested the entry that is shown.
+
+    identities, contexts: every log's, and what every statement of it must carry.
+    """
 
     def __init__(self, genesis: Genesis) -> None:
-        self._identities = [identity_of(member) for member in genesis.members]
-        self._contexts = [genesis.context(member.since) for member in genesis.members]
+        self.identities = [identity_of(member) for member in genesis.members]
+        self.contexts = genesis.contexts()
 
     def __call__(self, log: int, proof: EntryProof) -> bool:
         """See `replica.core.checkpoint.VerifyProof`."""
         try:
-            context = self._contexts[log]
-            verify_append(self._identities[log], proof.attestation, list(proof.digests), context=context)
+            context = self.contexts[log]
+            verify_append(self.identities[log], proof.attestation, list(proof.digests), context=context)
         except (VerificationError, IndexError):
             return False
         return True

@@ -32,6 +32,7 @@ from replica.cluster.keys import (
     write_private_key,
 )
 from replica.cluster.strict_toml import ConfigError, read_bounded
+from replica.cluster.writing import sync_directory
 
 PASSPHRASE_VARIABLE: Final = "TRUSTLOG_PASSPHRASE_FILE"  # noqa: S105 - a name
 OPTION: Final = "--passphrase-file"
@@ -175,11 +176,7 @@ def _exchange(path: Path, key: ec.EllipticCurvePrivateKey, passphrase: bytes | N
             owner = path.stat()
             os.chown(beside, owner.st_uid, owner.st_gid)
         beside.replace(path)
-        descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_directory(path.parent)
     except OSError as error:
         with suppress(OSError):
             beside.unlink(missing_ok=True)

@@ -7,7 +7,6 @@ Whatever is made is first built under a temporary name beside its place and then
 nothing half made; nothing that exists is ever overwritten.
 """
 
-import os
 import secrets
 import shutil
 import socket
@@ -58,6 +57,7 @@ from replica.cluster.keys import (
 from replica.cluster.pbft import LIMITS as PBFT_LIMITS
 from replica.cluster.pbft import PBFT, PbftGenesis, pbft_member, pbft_replica_count
 from replica.cluster.strict_toml import ConfigError, Table, parse_toml, read_bounded
+from replica.cluster.writing import sync_directory
 from replica.core.genesis import NONCE_SIZE, Genesis, Limits, Member, Ordering
 from replica.core.quorum import FAULTS_MAX, replica_count
 from trustlog import BackendKind
@@ -433,10 +433,10 @@ def _built_beside(directory: Path, mode: int = 0o700) -> Iterator[Path]:
     try:
         yield building
         building.chmod(mode)
-        _sync_directory(building)
+        sync_directory(building)
         # Renaming onto a directory succeeds only if that one is still empty.
         building.rename(directory)
-        _sync_directory(directory.parent)
+        sync_directory(directory.parent)
     except OSError as error:
         raise ProvisionError(f"{directory}: cannot be made: {error.strerror or error}") from error
     finally:
@@ -445,11 +445,3 @@ def _built_beside(directory: Path, mode: int = 0o700) -> Iterator[Path]:
 
 def _is_empty_directory(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

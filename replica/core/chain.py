@@ -91,11 +91,10 @@ def check_link(link: Link, before: Genesis, verify: VerifyProof) -> Proven:
         raise LayoutError(f"list {members.number}: {error}") from error
 
 
-def header_under(raw: bytes, genesis: Genesis, before: Genesis | None) -> Header:
+def said_under(raw: bytes, genesis: Genesis, before: Genesis | None) -> tuple[Header, Genesis]:
     """Decode a header that was said under the list of `genesis`, or the last one of the list `before`.
 
-    The cut of the latter is returned as the present list's logs begin: logs that came in with it at 0. LayoutError if
-    it is neither.
+    Return it with what is agreed under the list that said it. LayoutError if it is neither; nothing is verified here.
     """
     if before is not None:
         try:
@@ -103,11 +102,17 @@ def header_under(raw: bytes, genesis: Genesis, before: Genesis | None) -> Header
         except LayoutError:
             last = None
         if last is not None and last.list_number == before.list_number and last.slot == genesis.base:
-            return replace(last, cut=_cut_from(last, genesis))
+            return last, before
     header = decode_header(raw, genesis.n)
     if header.list_number != genesis.list_number:
         raise LayoutError(f"a header of list {header.list_number} of members, not of list {genesis.list_number}")
-    return header
+    return header, genesis
+
+
+def header_under(raw: bytes, genesis: Genesis, before: Genesis | None) -> Header:
+    """Decode a header as `said_under` does; its cut is that of the present list's logs, 0 for those that came in."""
+    header, agreed = said_under(raw, genesis, before)
+    return header if agreed is genesis else replace(header, cut=_cut_from(header, genesis))
 
 
 def _cut_from(header: Header, genesis: Genesis) -> tuple[int, ...]:

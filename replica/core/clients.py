@@ -39,14 +39,13 @@ command:
                  above; a revoked key's name stays
 """
 
-import hashlib
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
 from replica.application import Right
-from replica.core.envelope import Administer, AdministerReply, Status
+from replica.core.envelope import Administer, AdministerReply, RefusedError, Status
 from replica.core.genesis import PUBLIC_KEY_SIZE, TEXT_SIZE_MAX
 from replica.core.layout import U16, LayoutError, Reader
 from replica.core.sessions import CLIENTS_RECORDS
@@ -230,10 +229,6 @@ def decode_page(text: str) -> Page:
     return Page(number, _mode(mode), more == 1, listings)
 
 
-class RefusedError(ValueError):
-    """A command that must not be executed; the text says why."""
-
-
 class Clients:
     """The agreed policy.
 
@@ -296,18 +291,18 @@ class Clients:
         try:
             command = decode_command(content.command)
         except LayoutError as error:
-            return _reply(content, Status.ERROR, slot, str(error))
+            return AdministerReply.to(content, Status.ERROR, slot, str(error))
         known = self._known(content, command)
         if known is not None:
             return known
         if slot > content.void_after:
-            return _reply(content, Status.VOID, slot, "its time is over")
+            return AdministerReply.to(content, Status.VOID, slot, "its time is over")
         if isinstance(command, Show):
-            return _reply(content, Status.OK, slot, self._page(command.after).hex())
+            return AdministerReply.to(content, Status.OK, slot, self._page(command.after).hex())
         try:
             self._judge(command)
         except RefusedError as error:
-            return _reply(content, Status.ERROR, slot, str(error))
+            return AdministerReply.to(content, Status.ERROR, slot, str(error))
         self._apply(command, slot)
         return _done(content, command.number, slot)
 
@@ -419,8 +414,4 @@ def _decode_permission(reader: Reader) -> Permission:
 
 
 def _done(content: Administer, number: int, slot: int) -> AdministerReply:
-    return _reply(content, Status.OK, slot, f"command {number} of clients")
-
-
-def _reply(content: Administer, status: Status, slot: int, text: str) -> AdministerReply:
-    return AdministerReply(hashlib.sha256(content.command).digest(), status, slot, text)
+    return AdministerReply.to(content, Status.OK, slot, f"command {number} of clients")

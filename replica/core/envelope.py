@@ -117,6 +117,10 @@ class Administer:
     command: bytes
 
 
+class RefusedError(ValueError):
+    """A command that must not be executed; the text says why."""
+
+
 @dataclass(frozen=True, slots=True)
 class Envelope:
     """A decoded envelope; `raw` is what was received, and what is signed, hashed, ordered and passed on."""
@@ -255,6 +259,11 @@ class AdministerReply:
     status: Status
     slot: int
     text: str
+
+    @classmethod
+    def to(cls, content: Administer, status: Status, slot: int, text: str) -> "AdministerReply":
+        """Return the reply to the command in `content`."""
+        return cls(hashlib.sha256(content.command).digest(), status, slot, text)
 
 
 def encode_operations_reply(session: SessionId, first: int, results: Sequence[Result]) -> bytes:

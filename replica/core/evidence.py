@@ -34,6 +34,8 @@ EVIDENCE_TAG = b"trustlog/fault\0\1"
 # A file of evidence: as much as a few milestones' worth of logs. What needs more is kept as kind 4.
 EVIDENCE_BYTES_MAX = 64 * 1024 * 1024
 RULE_SIZE_MAX = 40
+# What a file's claim takes at the most.
+CLAIM_BYTES_MAX = 256
 _FIXED = struct.Struct(">16sB32sHQ")
 
 

@@ -181,7 +181,7 @@ class Executor:
             status, session_id = self.table.open(envelope.client, content, slot, place)
             return encode_open_reply(OpenReply(content.nonce, status, session_id))
         if isinstance(content, Administer):
-            return encode_administer_reply(self._administer(envelope.client, content, slot))
+            return encode_administer_reply(self._administer(content, slot))
         session = self.table.find(content.session, envelope.client)
         if session is None:
             expired = Result(Status.EXPIRED, slot, b"")
@@ -198,9 +198,8 @@ class Executor:
         if isinstance(content, Administer):
             if client in self._operators:
                 return None
-            digest = hashlib.sha256(content.command).digest()
             text = "this key is no operator's of this cluster"
-            return encode_administer_reply(AdministerReply(digest, Status.ERROR, 0, text))
+            return encode_administer_reply(AdministerReply.to(content, Status.ERROR, 0, text))
         if self.clients.is_allowed(client):
             return None
         if isinstance(content, Open):
@@ -208,9 +207,9 @@ class Executor:
         results = [Result(Status.NOT_ALLOWED, 0, b"")] * len(content.operations)
         return encode_operations_reply(content.session, content.first, results)
 
-    def _administer(self, operator: bytes, content: Administer, slot: int) -> AdministerReply:
+    def _administer(self, content: Administer, slot: int) -> AdministerReply:
         if not is_about_clients(content.command):
-            return self.membership.execute(operator, content, slot)
+            return self.membership.execute(content, slot)
         before = self.clients.number
         reply = self.clients.execute(content, slot)
         if self.clients.number != before:

@@ -180,6 +180,10 @@ class Genesis:
         f = quorum.faults(len(members))
         return replace(self, f=f, members=members, list_number=number, base=base, origin=self.cluster_id())
 
+    def contexts(self) -> tuple[bytes, ...]:
+        """Return the context of every member's log."""
+        return tuple(self.context(member.since) for member in self.members)
+
     def context(self, list_number: int = 0) -> bytes:
         """Return the 32 bytes that every statement of a log carries which came in with that list of members."""
         return hashlib.sha256(CONTEXT_TAG + self.cluster_id() + struct.pack(">Q", list_number)).digest()

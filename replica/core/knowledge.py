@@ -37,12 +37,19 @@ class Knowledge:
     wall_ms: int = 0
 
 
+def beginning(genesis: Genesis) -> list[LogState]:
+    """Return the reduced state of every log before its first entry.
+
+    Under a later list what a log said before it joined is skipped, so it may be read from its first entry on.
+    """
+    return founding_states([0] * genesis.n, genesis.base) if genesis.list_number else initial_states(genesis.n)
+
+
 def initial_knowledge(genesis: Genesis) -> Knowledge:
     """Return what is known before anything was read."""
-    states = founding_states([0] * genesis.n, genesis.base) if genesis.list_number else initial_states(genesis.n)
     return Knowledge(
         genesis,
-        states,
+        beginning(genesis),
         SlotBook(genesis.ordering, genesis.f),
         RequestQueue(genesis.limits),
         ResultBook(genesis),

@@ -118,7 +118,7 @@ class ReplicaCore(Inspection):
         ends = [state.position for state in self._known.states]
         self._inboxes = [Inbox(head, received=end, seen=end) for head, end in zip(heads, ends, strict=True)]
         self._pen = Pen(number, self._known, self.patience)
-        self._known.ends = self._last_slot()
+        self._known.ends = self.executor.membership.last_slot_of(self.genesis.list_number)
         self._catch_up = CatchUp(number, genesis, self._inboxes, self.executor)
         self._catch_up.needs_state = genesis.list_number > 0 and snapshot is None
         self.refusals = self._catch_up.refusals  # one count
@@ -421,13 +421,6 @@ class ReplicaCore(Inspection):
         if slot == self._known.ends:
             self._effects.append(ListEnded(slot))
 
-    def _last_slot(self) -> int | None:
-        """Return the last slot of this list of members, if it is known."""
-        membership = self.executor.membership
-        if membership.current is not None and membership.number > self.genesis.list_number:
-            return membership.current.after
-        return membership.ends
-
     # Executing
 
     def _execute_decided(self) -> bool:
@@ -448,7 +441,7 @@ class ReplicaCore(Inspection):
         for envelope in batch.envelopes:
             self.patience.executed(self._known.requests.executed(envelope, self._known.now_ms))
         answered = self._drop_what_is_answered(batch)
-        self._known.ends = self._last_slot()
+        self._known.ends = self.executor.membership.last_slot_of(self.genesis.list_number)
         last = slot == self._known.ends
         if self._checkpoints.executed(slot, batch, self.executor, self._known.slots, last=last) is not None:
             self._known.cut_lags = self._checkpoints.cut_lags(self._cut.ends_of_groups(), self._known.now_ms)

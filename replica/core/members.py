@@ -11,9 +11,8 @@ A list is judged by what is agreed alone, at execution:
   * its number is the next one, no other change is under way, and an operator of the genesis signed it;
   * it has 2f + 1 members, numbered from 0, f one more or less at the most;
   * a log that stays keeps its number; one that comes in was never a member before;
-  * of the old logs at least q stay, old and new q, so that some correct member hands over the state, and the new list
-  can
-    decide slots before those who come in have it.
+  * of the old logs at least q stay, old and new q, so that some correct member hands over the state, and the new
+    list can decide slots before those who come in have it.
 
 Whether enough members are *alive* is an opinion, and no business of the agreed state.
 
@@ -26,9 +25,8 @@ Layout of a list (integers big-endian), which is also the command:
                                   by which certificate it is known, which does not concern ordering
     an operator's text, u16 length, UTF-8: why
 
-It is kept in the client table's records, which the checkpoint digest covers: "mc" the list in force, "mp" the next
-one with
-u64 r before it, "mr" + key -> u64 list, of logs that are members no more.
+It is kept in the client table's records, which the checkpoint digest covers: "mc" the list in force, "mp" the next one,
+"mr" + key -> u64 list, of logs that are members no more.
 """
 
 import hashlib
@@ -36,7 +34,7 @@ import struct
 from dataclasses import dataclass, replace
 
 from replica.core import quorum
-from replica.core.envelope import Administer, AdministerReply, Status
+from replica.core.envelope import Administer, AdministerReply, RefusedError, Status
 from replica.core.genesis import PUBLIC_KEY_SIZE, TEXT_SIZE_MAX, Genesis, Member
 from replica.core.layout import U64, LayoutError, Reader
 from replica.core.sessions import MEMBERS_RECORDS
@@ -123,20 +121,16 @@ def _decode_seat(reader: Reader) -> Seat:
     return Seat(Member(number, kind, key, pins, since), reader.take(size))
 
 
-class RefusedError(ValueError):
-    """A change of the members that must not be; the text says why."""
-
-
 class Membership:
-    """The agreed lists: the one in force (None: the genesis itself), and the next one, executed at slot `asked`.
+    """The agreed lists: the one in force (None: the genesis itself), and the next one.
 
-    genesis: list 0 of the cluster, or any later one: cluster, operators and limits are the same.
+    genesis: list 0 of the cluster, or any later one: cluster and limits are the same. Whoever calls `execute` has made
+    sure that an operator signed the command.
     """
 
     def __init__(self, genesis: Genesis, records: BucketedMap) -> None:
         self.current: MemberList | None = None
         self.next: MemberList | None = None
-        self.asked = 0
         self._genesis = genesis
         self._records = records
         self._retired: dict[bytes, int] = {}
@@ -149,7 +143,7 @@ class Membership:
             if key == CURRENT:
                 made.current = decode_members(value)
             elif key == NEXT:
-                made.asked, made.next = Reader(value).u64(), decode_members(value[U64.size :])
+                made.next = decode_members(value)
             elif key.startswith(RETIRED) and len(key) == len(RETIRED) + PUBLIC_KEY_SIZE and len(value) == U64.size:
                 (made._retired[key[len(RETIRED) :]],) = U64.unpack(value)
             else:
@@ -171,6 +165,10 @@ class Membership:
         """The last slot of the list in force, once that is known."""
         return None if self.next is None else self.next.after
 
+    def last_slot_of(self, number: int) -> int | None:
+        """Return the last slot of list `number`, the one in force or the one before; None if it is not known yet."""
+        return self.current.after if self.current is not None and self.number > number else self.ends
+
     def known(self, content: Administer) -> AdministerReply | None:
         """Return the reply to a command that can have no effect any more, else None."""
         try:
@@ -179,24 +177,24 @@ class Membership:
             return None
         for made in (self.current, self.next):
             if made is not None and made.number == wanted.number and replace(made, after=0) == wanted:
-                return _reply(content, Status.OK, made.after, f"list {made.number} of members")
+                return AdministerReply.to(content, Status.OK, made.after, f"list {made.number} of members")
         return None
 
-    def execute(self, client: bytes, content: Administer, slot: int) -> AdministerReply:
+    def execute(self, content: Administer, slot: int) -> AdministerReply:
         """Execute a command at `slot`; nothing changes unless the status is OK."""
         known = self.known(content)
         if known is not None:
             return known
         if slot > content.void_after:
-            return _reply(content, Status.VOID, slot, "its time is over")
+            return AdministerReply.to(content, Status.VOID, slot, "its time is over")
         try:
-            made = self._judge(client, content, slot)
+            made = self._judge(content, slot)
         except (LayoutError, RefusedError) as error:
-            return _reply(content, Status.ERROR, slot, str(error))
-        self.next, self.asked = made, slot
-        self._records.put_unbounded(NEXT, U64.pack(slot) + made.encode())
+            return AdministerReply.to(content, Status.ERROR, slot, str(error))
+        self.next = made
+        self._records.put_unbounded(NEXT, made.encode())
         self._records.commit()
-        return _reply(content, Status.OK, made.after, f"list {made.number} of members")
+        return AdministerReply.to(content, Status.OK, made.after, f"list {made.number} of members")
 
     @property
     def genesis(self) -> Genesis:
@@ -218,10 +216,8 @@ class Membership:
         self._records.commit()
         self.current, self.next = made, None
 
-    def _judge(self, client: bytes, content: Administer, slot: int) -> MemberList:
+    def _judge(self, content: Administer, slot: int) -> MemberList:
         """Return the list that the command makes, and after which slot; RefusedError or LayoutError if it must not."""
-        if client not in self._genesis.operators:
-            raise RefusedError("this key is no operator's of this cluster")
         wanted = decode_members(content.command)
         if self.next is not None:
             raise RefusedError(f"list {self.next.number} is to be in force after slot {self.next.after}: wait for it")
@@ -263,7 +259,3 @@ def check_change(before: Genesis, made: MemberList, retired: dict[bytes, int]) -
     needed = max(before.quorum, after.quorum)
     if staying < needed:
         raise RefusedError(f"{staying} logs stay, {needed} must: they hand over the state and go on meanwhile")
-
-
-def _reply(content: Administer, status: Status, slot: int, text: str) -> AdministerReply:
-    return AdministerReply(hashlib.sha256(content.command).digest(), status, slot, text)

@@ -30,11 +30,21 @@ from replica.core.entries import (
     decode_joining,
     decode_judged,
 )
-from replica.core.evidence import EVIDENCE_BYTES_MAX, Basis, Claim, Evidence, Kind, decode_evidence
+from replica.core.evidence import (
+    CLAIM_BYTES_MAX,
+    EVIDENCE_BYTES_MAX,
+    Basis,
+    Claim,
+    Evidence,
+    Kind,
+    decode_claim,
+    decode_evidence,
+)
 from replica.core.genesis import Genesis
 from replica.core.group import VerifiedGroup
+from replica.core.knowledge import beginning
 from replica.core.layout import U64_MAX, LayoutError
-from replica.core.logstate import LogState, initial_states
+from replica.core.logstate import LogState
 from replica.core.proof import EntryProof, prove
 from replica.core.quorum import primary
 from replica.core.rules import Reading, Violation, Wait, apply_entry, apply_opening, judge
@@ -85,17 +95,27 @@ class Ground:
 
 
 class Replay:
-    """Reads logs from a basis on, as every replica does, without executing anything."""
+    """Reads logs from a basis on, as every replica does, without executing anything.
+
+    ends: the last slot of this list of members, if it is known that it ended: what a log says after CHECKPOINT of that
+    slot was said under the next list, and is not read.
+    """
 
     def __init__(
-        self, genesis: Genesis, keys: Keys, basis: Basis | Ground | None, verify_envelope: VerifyEnvelope
+        self,
+        genesis: Genesis,
+        keys: Keys,
+        basis: Basis | Ground | None,
+        verify_envelope: VerifyEnvelope,
+        ends: int | None = None,
     ) -> None:
         self._genesis = genesis
+        self._list_ends = ends
         self._cluster_id = genesis.cluster_id()
         self._verify_envelope = verify_envelope
         self._slot = 0  # of the basis
         self._ends = [(0, head) for head in keys.initial_heads()]
-        self.states = initial_states(genesis.n)
+        self.states = beginning(genesis)
         if isinstance(basis, Ground):
             self.states = [state.copy() for state in basis.states]
             self._slot, self._ends = basis.slot, list(basis.ends)
@@ -145,7 +165,7 @@ class Replay:
         while moved:
             moved = False
             for reading in range(len(self.states)):
-                while self._unread[reading] and reading not in self._stopped:
+                while self._is_readable(reading):
                     wanted = (reading, self._unread[reading][0][0]) == (log, index)
                     outcome = self._read_next(reading)
                     if isinstance(outcome, Wait):
@@ -159,6 +179,13 @@ class Replay:
                     moved = True
         return None
 
+    def _is_readable(self, log: int) -> bool:
+        return bool(self._unread[log]) and log not in self._stopped and not self.is_over(log)
+
+    def is_over(self, log: int) -> bool:
+        """Say whether what follows in `log` is of the next list of members."""
+        return self._list_ends is not None and self.states[log].last_checkpoint >= self._list_ends
+
     def _read_next(self, log: int) -> Violation | Wait | None:
         """Read the next entry of `log`; return what is wrong with it, a lie included, or what it waits for."""
         _, payload = self._unread[log][0]
@@ -167,7 +194,7 @@ class Replay:
         except LayoutError as error:
             self._stopped.add(log)
             return Violation(MALFORMED, str(error))
-        reading = Reading(self._genesis, self.states, U64_MAX, self._slot)
+        reading = Reading(self._genesis, self.states, U64_MAX, self._slot, self._list_ends)
         verdict = judge(self.states[log], entry, reading)
         if isinstance(verdict, Wait):
             self._looked_at[log] = entry
@@ -211,8 +238,13 @@ class Replay:
 # Verifying
 
 
-def examine(raw: bytes, genesis: Genesis, keys: Keys, verify_envelope: VerifyEnvelope) -> tuple[Claim, str]:
-    """Return what a file of evidence proves, and a sentence about it; UnprovenError says why it proves nothing."""
+def examine(
+    raw: bytes, genesis: Genesis, keys: Keys, verify_envelope: VerifyEnvelope, ends: int | None = None
+) -> tuple[Claim, str]:
+    """Return what a file of evidence proves, and a sentence about it; UnprovenError says why it proves nothing.
+
+    genesis: of the list of members under which the entry was said; ends: see `Replay`.
+    """
     try:
         evidence = decode_evidence(raw, genesis.n)
         claim = evidence.claim
@@ -220,7 +252,7 @@ def examine(raw: bytes, genesis: Genesis, keys: Keys, verify_envelope: VerifyEnv
             raise UnprovenError("it is of another cluster than the given cluster file's")
         if claim.log >= genesis.n:
             raise UnprovenError(f"there is no replica {claim.log}")
-        found = _EXAMINERS[evidence.kind](evidence, genesis, keys, verify_envelope)
+        found = _EXAMINERS[evidence.kind](evidence, genesis, keys, verify_envelope, ends)
     except LayoutError as error:
         raise UnprovenError(f"malformed, truncated or altered: {error}") from error
     except VerificationError as error:
@@ -232,6 +264,48 @@ def examine(raw: bytes, genesis: Genesis, keys: Keys, verify_envelope: VerifyEnv
     return claim, found.text
 
 
+def examine_under(
+    raw: bytes,
+    spans: Sequence[tuple[Genesis, int | None]],
+    keys_of: Callable[[Genesis], Keys],
+    verify_envelope: VerifyEnvelope,
+) -> tuple[Claim, str]:
+    """Return what a file of evidence proves in a cluster whose members changed; UnprovenError says why nothing.
+
+    spans: of every list of members so far, the first one first: what is agreed under it, and its last slot, None of the
+    present one's. Who knows of too few lists judges what was said under a later one by an older one's rules, and may
+    accuse a correct replica. An entry that is shown alone does not say under which list it was said: it is malformed
+    only if it is under all lists that its log was in.
+    """
+    try:
+        kind, _, claim = decode_claim(raw[:CLAIM_BYTES_MAX])
+    except LayoutError as error:
+        raise UnprovenError(f"malformed, truncated or altered: {error}") from error
+    reasons = [f"there is no replica {claim.log}"]
+    for tenure in _tenures(spans, claim.log):
+        found = []
+        for genesis, ends in tenure:
+            try:
+                found.append(examine(raw, genesis, keys_of(genesis), verify_envelope, ends))
+            except UnprovenError as error:
+                reasons.append(str(error))
+        if found and (kind is not Kind.ENTRY or len(found) == len(tenure)):
+            return found[-1]
+    raise UnprovenError("; ".join(dict.fromkeys(reasons[1:] or reasons)))
+
+
+def _tenures(
+    spans: Sequence[tuple[Genesis, int | None]], number: int
+) -> Sequence[Sequence[tuple[Genesis, int | None]]]:
+    """Return the lists in which each log that was number `number` was, log by log."""
+    tenures: dict[tuple[bytes, int], list[tuple[Genesis, int | None]]] = {}
+    for genesis, ends in spans:
+        if number < genesis.n:
+            member = genesis.members[number]
+            tenures.setdefault((member.log_public_key, member.since), []).append((genesis, ends))
+    return tuple(tenures.values())
+
+
 def _shown(evidence: Evidence, keys: Keys) -> bytes:
     """Return the payload of the accused entry from the one group of the evidence, verified."""
     claim = evidence.claim
@@ -241,7 +315,9 @@ def _shown(evidence: Evidence, keys: Keys) -> bytes:
     return group.payloads[claim.index - group.first]
 
 
-def _examine_entry(evidence: Evidence, genesis: Genesis, keys: Keys, verify_envelope: VerifyEnvelope) -> Violation:
+def _examine_entry(
+    evidence: Evidence, genesis: Genesis, keys: Keys, verify_envelope: VerifyEnvelope, _ends: int | None
+) -> Violation:
     payload = _shown(evidence, keys)
     try:
         decode_judged(payload, genesis, genesis.cluster_id(), verify_envelope)
@@ -250,9 +326,11 @@ def _examine_entry(evidence: Evidence, genesis: Genesis, keys: Keys, verify_enve
     raise UnprovenError(f"entry {evidence.claim.index} of replica {evidence.claim.log} is a well-formed entry")
 
 
-def _examine_replay(evidence: Evidence, genesis: Genesis, keys: Keys, verify_envelope: VerifyEnvelope) -> Violation:
+def _examine_replay(
+    evidence: Evidence, genesis: Genesis, keys: Keys, verify_envelope: VerifyEnvelope, ends: int | None
+) -> Violation:
     claim = evidence.claim
-    replay = Replay(genesis, keys, evidence.basis, verify_envelope)
+    replay = Replay(genesis, keys, evidence.basis, verify_envelope, ends)
     for log, groups in enumerate(evidence.groups):
         for raw in groups:
             replay.add(keys.verify(log, raw))
@@ -260,14 +338,21 @@ def _examine_replay(evidence: Evidence, genesis: Genesis, keys: Keys, verify_env
     if found is None:
         wait = replay.waits.get(claim.log)
         why = "is not shown" if wait is None else f"cannot be judged: what is shown lacks {wait.why}"
+        if replay.is_over(claim.log):
+            why = f"is not of list {genesis.list_number} of the members, which ended before it"
         raise UnprovenError(f"entry {claim.index} of replica {claim.log} {why}")
     return found
 
 
-def _examine_checkpoint(evidence: Evidence, genesis: Genesis, keys: Keys, _: VerifyEnvelope) -> Violation:
+def _examine_checkpoint(
+    evidence: Evidence, genesis: Genesis, keys: Keys, _: VerifyEnvelope, ends: int | None
+) -> Violation:
     entry = decode_entry(_shown(evidence, keys), genesis, genesis.cluster_id())
     if not isinstance(entry, Checkpoint):
         raise UnprovenError(f"entry {evidence.claim.index} of replica {evidence.claim.log} is no CHECKPOINT")
+    # Whoever was a member may say anything once the list is no more.
+    if entry.slot < genesis.base or (ends is not None and entry.slot > ends):
+        raise UnprovenError(f"slot {entry.slot} is not of the list of members that is shown to contradict it")
     attested = check_certified(evidence.certificate, genesis, keys.entry)
     if attested.slot != entry.slot or attested.digest == entry.digest:
         raise UnprovenError("the quorum's CHECKPOINT does not contradict the replica's")
@@ -278,7 +363,7 @@ def _false_checkpoint(slot: int) -> Violation:
     return Violation(FALSE_CHECKPOINT, f"its state after slot {slot} is not the one that a quorum attested")
 
 
-def _examine_bare(evidence: Evidence, _genesis: Genesis, keys: Keys, _: VerifyEnvelope) -> Violation:
+def _examine_bare(evidence: Evidence, _genesis: Genesis, keys: Keys, _: VerifyEnvelope, _ends: int | None) -> Violation:
     _shown(evidence, keys)
     raise UnprovenError(
         "it is not self-contained: the log did say that entry, and whether it breaks a rule is not shown"

@@ -29,9 +29,10 @@ from replica.core.logstate import Opening
 from replica.lab.trace import Line, Trace, disagreement
 from replica.sim.audience import Vote
 from replica.sim.chronicle import Chronicle, client_name
-from replica.sim.host import Host, WatchedCore
+from replica.sim.host import Host
 from replica.sim.messages import AskCheckpoint, AskPart, FetchMessage, GroupMessage, Offer, Part, Reply, Request
 from replica.sim.setting import CLIENTS_FROM, Setting
+from replica.sim.watched import WatchedCore
 from replica.sim.words import effect_in_words, entry_in_words
 from replica.sim.world import Network
 

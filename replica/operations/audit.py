@@ -22,11 +22,10 @@ from typing import Final
 from replica.cluster.home import ReplicaHome
 from replica.cluster.memberlists import EntryVerifier
 from replica.core.batch import decode_batch
-from replica.core.chain import founding_of
-from replica.core.checkpoint import check_certificate, decode_header, state_digest
+from replica.core.chain import founding_of, said_under
+from replica.core.checkpoint import check_certificate, state_digest
 from replica.core.entries import decode_judged
 from replica.core.evidence import Basis
-from replica.core.genesis import Genesis
 from replica.core.group import VerifiedGroup
 from replica.core.layout import LayoutError
 from replica.core.proving import Ground, Replay
@@ -192,19 +191,10 @@ class _FolderAudit:
             self._fault(path, "its structure", str(error), _DAMAGED)
         return None
 
-    def _said_under(self, view: PinnedState) -> Genesis:
-        """Return the list of members under which the milestone was said: the present one's, or it begins with it."""
-        before = self._home.cluster.before
-        if before is not None:
-            with suppress(LayoutError):
-                if decode_header(view.header, before.n).list_number == before.list_number:
-                    return before
-        return self._home.cluster.genesis
-
     def _milestone(self, view: PinnedState) -> Basis | Ground | None:
-        genesis = self._said_under(view)
+        present = self._home.cluster.genesis
         try:
-            header = decode_header(view.header, genesis.n)
+            header, genesis = said_under(view.header, present, self._home.cluster.before)
             check_certificate(view.certificate, header, genesis, EntryVerifier(genesis))
             if tuple(map(state_digest, view.logs)) != header.logs:
                 raise LayoutError("the logs' reduced states are not those that a quorum attested")  # noqa: TRY301
@@ -224,7 +214,6 @@ class _FolderAudit:
                     self._fault(view.path, name, "does not have the digest that a quorum attested", _DAMAGED)
             except StateDamagedError as error:
                 self._fault(view.path, name, str(error), _DAMAGED)
-        present = self._home.cluster.genesis
         if genesis is not present:
             founding, states = founding_of(header, present, self._verifier.initial_heads())
             self._starts = list(zip(founding.cut, founding.heads, strict=True))

@@ -43,9 +43,9 @@ from replica.cluster.home import (
     ReplicaHome,
 )
 from replica.cluster.memberlists import OWN_NAME
+from replica.cluster.writing import sync_directory
 from replica.core.genesis import MIB
 from replica.shell.evidence import FILE_NAME, EvidenceFolder
-from replica.shell.sqlitefile import sync_directory
 from trustlog import __version__
 
 KIND: Final = "trustlog-replica backup"

@@ -41,6 +41,7 @@ from replica.cluster.home import (
 )
 from replica.cluster.keys import write_new
 from replica.cluster.memberlists import OWN_NAME
+from replica.cluster.writing import sync_directory
 from replica.operations.backup import (
     CHUNK,
     DATABASE_NAMES,
@@ -57,7 +58,7 @@ from replica.operations.backup import (
 )
 from replica.shell.evidence import EvidenceFolder
 from replica.shell.opening import open_trusted_log
-from replica.shell.sqlitefile import finish_replacement, sync_directory
+from replica.shell.sqlitefile import finish_replacement
 from trustlog import BackendKind, TrustLogError
 
 _NEW_LOG: Final = (

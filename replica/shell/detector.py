@@ -18,7 +18,8 @@ class Detector:
         home = node.home
         folder = EvidenceFolder(home.evidence_path)
         paths = (home.store_path, home.state_path)
-        self.keeper = EvidenceKeeper(folder, *paths, home.cluster.genesis, node.log, node.seal)
+        cluster = home.cluster
+        self.keeper = EvidenceKeeper(folder, *paths, cluster.genesis, node.log, node.seal, cluster.before)
         self.verdicts = Verdicts(home.number, home.cluster.genesis.n)
         self._node = node
         self._indexes: dict[int, int] = {}  # of the entries that exposed their logs

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from replica.core.checkpoint import decode_header
+from replica.cluster.writing import sync_directory
+from replica.core.chain import said_under
 from replica.core.entries import CHECKPOINT, COMMIT, PREPARE
 from replica.core.events import Exposed, Forked, Lied
 from replica.core.evidence import Basis, Claim, Evidence, Kind
@@ -99,7 +100,7 @@ class EvidenceFolder:
         finally:
             partial.unlink(missing_ok=True)
         for directory in (self.path, self.path.parent):
-            _sync_directory(directory)
+            sync_directory(directory)
         return True
 
     def broken_logs(self, identities: list[LogIdentity]) -> set[int]:
@@ -138,10 +139,11 @@ class EvidenceKeeper:
         genesis: Genesis,
         log: Any,  # noqa: ANN401 - structlog
         seal: Clear = CLEAR,
+        before: Genesis | None = None,
     ) -> None:
         self.folder = folder
         self.names: list[str] = [file.name for file in folder.files()]
-        self._collector = Collector(store_path, state_path, genesis, seal)
+        self._collector = Collector(store_path, state_path, genesis, seal, before)
         self.broken = frozenset(folder.broken_logs(self._collector.verifier.identities))
         self._log = log
         self._wanted: deque[_Wanted] = deque()
@@ -209,10 +211,21 @@ class EvidenceKeeper:
 
 
 class Collector:
-    """Makes evidence of what the store and the state file of a replica hold, running or not."""
+    """Makes evidence of what the store and the state file of a replica hold, running or not.
 
-    def __init__(self, store_path: Path, state_path: Path, genesis: Genesis, seal: Clear = CLEAR) -> None:
+    before: what was agreed under the list of members before, whose last state the file may hold.
+    """
+
+    def __init__(
+        self,
+        store_path: Path,
+        state_path: Path,
+        genesis: Genesis,
+        seal: Clear = CLEAR,
+        before: Genesis | None = None,
+    ) -> None:
         self.verifier = GroupVerifier(genesis)
+        self._before = before
         self._seal = seal
         self._store_path = store_path
         self._state_path = state_path
@@ -252,8 +265,10 @@ class Collector:
         if self._state_path.exists():
             with closing(PinnedState(self._state_path, self._seal)) as view:
                 if view.exists:
-                    header = decode_header(view.header, n)
-                    return Basis(view.header, view.certificate, view.logs), tuple(at + 1 for at in header.cut)
+                    header, said_by = said_under(view.header, self._genesis, self._before)
+                    # The last milestone of the list before is none to read on from under this one.
+                    if said_by is self._genesis:
+                        return Basis(view.header, view.certificate, view.logs), tuple(at + 1 for at in header.cut)
         return None, (1,) * n
 
     def _groups(self, log: int, first: int) -> Iterator[VerifiedGroup]:
@@ -280,14 +295,6 @@ class Collector:
                 content = json.dumps(contradiction_document(*sides))  # type: ignore[arg-type]
                 return f"log-{found.log}-fork.json", content.encode()
         return None
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _named(evidence: Evidence) -> tuple[str, bytes]:

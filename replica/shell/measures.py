@@ -5,7 +5,6 @@ Prometheus, and the status report shows the recent ones. Each distribution is ad
 from another may see a count that is one ahead of its sum. Nothing that replicas agree on rests on any of this.
 """
 
-import hashlib
 import time
 from bisect import bisect_left
 from collections import Counter, OrderedDict, deque
@@ -126,8 +125,7 @@ def reply_beginning(envelope: Envelope) -> bytes:
     if isinstance(content, Operations):
         return encode_operations_reply(content.session, content.first, ())[:-_COUNT_BYTES]
     if isinstance(content, Administer):
-        digest = hashlib.sha256(content.command).digest()
-        return encode_administer_reply(AdministerReply(digest, Status.OK, 0, ""))[:_OPENING_BYTES]
+        return encode_administer_reply(AdministerReply.to(content, Status.OK, 0, ""))[:_OPENING_BYTES]
     return encode_open_reply(OpenReply(content.nonce, Status.OK, SessionId(0, 0)))[:_OPENING_BYTES]
 
 

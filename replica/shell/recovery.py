@@ -12,7 +12,7 @@ from typing import Any
 from replica.application import Application
 from replica.cluster.clusterfile import ClusterFile
 from replica.core.batch import decode_batch
-from replica.core.chain import found
+from replica.core.chain import found, said_under
 from replica.core.checkpoint import check_certificate, decode_header
 from replica.core.events import Effect, GroupReceived
 from replica.core.genesis import Genesis
@@ -96,23 +96,16 @@ def load_snapshot(
         if view is None:
             return None
         with view:
-            if before is not None and _is_of(view, before):
-                last = _verified(view, before, application, GroupVerifier(before))
-                return found(last, genesis, verifier.initial_heads())
-            return _verified(view, genesis, application, verifier)
+            _, agreed = said_under(view.header, genesis, before)
+            if agreed is genesis:
+                return _verified(view, genesis, application, verifier)
+            last = _verified(view, agreed, application, GroupVerifier(agreed))
+            return found(last, genesis, verifier.initial_heads())
     except (StateDamagedError, LayoutError) as error:
         damage = error
     aside = store.discard()
     log.error("state file damaged; peers are asked for the state", error=str(damage), moved_to=str(aside))
     return None
-
-
-def _is_of(view: PinnedState, before: Genesis) -> bool:
-    """Say whether the state is one that was said under the list of members before."""
-    try:
-        return decode_header(view.header, before.n).list_number == before.list_number
-    except LayoutError:
-        return False
 
 
 def _verified(view: PinnedState, genesis: Genesis, application: Application, verifier: GroupVerifier) -> Snapshot:

@@ -14,8 +14,9 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
+from replica.cluster.writing import sync_directory
 from replica.shell.atrest import CLEAR, Clear
-from replica.shell.sqlitefile import StoreError, damaged_files, finish_replacement, sync_directory
+from replica.shell.sqlitefile import StoreError, damaged_files, finish_replacement
 from replica.shell.store import Store, StoredGroup, is_group_row, unsealed_row
 
 # Rows asked for at once, as long as nothing is damaged, and written at once.

@@ -4,12 +4,13 @@ SQLite has no checksums over what it keeps, so it notices damage only where its 
 replica cannot check by signatures or digests of its own, it must not keep in such a file.
 """
 
-import os
 import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from replica.cluster.writing import sync_directory
 
 # SQLite pages that the write-ahead log may hold before they are moved to the main file: 16 MiB of 4 KiB pages.
 WAL_PAGES_MAX = 4096
@@ -142,15 +143,6 @@ def damaged_files(path: Path) -> list[tuple[int, Path]]:
     name = re.compile(re.escape(path.name) + r"\.damaged-([0-9]{1,9})")
     found = ((name.fullmatch(other.name), other) for other in path.parent.iterdir())
     return sorted((int(match[1]), other) for match, other in found if match)
-
-
-def sync_directory(folder: Path) -> None:
-    """Make names in a folder durable."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def wal_bytes(path: Path) -> int:

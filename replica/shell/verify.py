@@ -3,11 +3,10 @@
 from collections import OrderedDict
 from functools import lru_cache
 
-from replica.cluster.identities import identity_of
+from replica.cluster.memberlists import EntryVerifier
 from replica.core.envelope import Envelope
 from replica.core.genesis import Genesis
 from replica.core.group import VerifiedGroup, decode_group
-from replica.core.proof import EntryProof
 from replica.shell.measures import Distribution
 from trustlog import (
     BackendKind,
@@ -29,8 +28,9 @@ class GroupVerifier:
 
     def __init__(self, genesis: Genesis) -> None:
         self._limits = genesis.limits
-        self._contexts = [genesis.context(member.since) for member in genesis.members]
-        self._identities = [identity_of(member) for member in genesis.members]
+        self.entry = EntryVerifier(genesis)
+        self._contexts = self.entry.contexts
+        self._identities = self.entry.identities
 
     def context(self, log: int) -> bytes:
         """Return the context that every statement of a log must carry: of the list of members with which it came in."""
@@ -55,14 +55,6 @@ class GroupVerifier:
         heads = heads_of(self._identities[log], said, digests)
         counted = said.kind is not BackendKind.TPM
         return VerifiedGroup(log, said.first, said.last, *heads, group.payloads, raw, counted)
-
-    def entry(self, log: int, proof: EntryProof) -> bool:
-        """Say whether `log` attested the entry that is shown; the place of its payload is the proof's business."""
-        try:
-            verify_append(self._identities[log], proof.attestation, list(proof.digests), context=self._contexts[log])
-        except (VerificationError, IndexError):
-            return False
-        return True
 
 
 @lru_cache(maxsize=KEYS_REMEMBERED)

@@ -4,6 +4,7 @@ from typing import Any
 
 from replica.sim import planted_members as planted
 from replica.sim.control import Control
+from replica.sim.controls_recovery import AWAY
 from replica.sim.disk import Damage
 from replica.sim.operator import Change
 from replica.sim.scenario import FORGETFUL, LIMITS, STORMY
@@ -19,19 +20,7 @@ _REPLACED: dict[str, Any] = {
     "limits": LIMITS,
 }
 # Others are away, and asked for a state by whom nobody but replica 1 answers with a list of its own.
-_FORGED: dict[str, Any] = {
-    **FORGETFUL,
-    "f": 1,
-    "faulty": (1,),
-    "strategies": (("forged-list",),),
-    "limits": LIMITS,
-    "crashes": 0,
-    "partitions": 2,
-    "power_cuts": 0,
-    "rolled_back": None,
-    "damages": (Damage.NONE,) * 4,
-    "liveness_ms": 20_000,
-}
+_FORGED: dict[str, Any] = {**AWAY, "faulty": (1,), "strategies": (("forged-list",),)}
 
 MEMBERS: tuple[Control, ...] = (
     Control(

@@ -13,7 +13,7 @@ from replica.sim.scenario import FORGETFUL, LIMITS, NARROW
 from replica.sim.world import Weather
 
 # Three correct replicas that forget their logs soon, and one or the other is away for long.
-_AWAY: dict[str, Any] = {
+AWAY: dict[str, Any] = {
     **FORGETFUL,
     "f": 1,
     "faulty": (),
@@ -31,7 +31,7 @@ _CRASHING = {"crashes": 8, "append_ms_max": 10, "liveness_ms": 20_000}
 
 def _liar(number: int, strategy: str) -> dict[str, Any]:
     away = (Damage.NONE, Damage.DISK, Damage.MILESTONE, Damage.NONE)
-    return {**_AWAY, "faulty": (number,), "strategies": ((strategy,),), "damages": away}
+    return {**AWAY, "faulty": (number,), "strategies": ((strategy,),), "damages": away}
 
 
 RECOVERY: tuple[Control, ...] = (
@@ -64,7 +64,7 @@ RECOVERY: tuple[Control, ...] = (
         ("liveness",),
         planted.truncated_before_durable,
         6,
-        {**_AWAY, "damages": (), "power_cuts": 6, "append_ms_max": 10},
+        {**AWAY, "damages": (), "power_cuts": 6, "append_ms_max": 10},
     ),
     Control(
         "trusted-log-forgets-too-early",
@@ -72,7 +72,7 @@ RECOVERY: tuple[Control, ...] = (
         ("durability",),
         planted.trusted_log_forgets_too_early,
         6,
-        {**_AWAY, "damages": (), "power_cuts": 6, "append_ms_max": 10},
+        {**AWAY, "damages": (), "power_cuts": 6, "append_ms_max": 10},
     ),
     Control(
         "milestones-out-of-order", "milestones are stored in any order", ("state",), planted.milestones_out_of_order, 7
@@ -91,7 +91,7 @@ RECOVERY: tuple[Control, ...] = (
         ("state", "halted", "accuracy"),
         planted.damaged_milestone_begun_with,
         1,
-        {**_AWAY, "damages": (Damage.STATE,) * 4},
+        {**AWAY, "damages": (Damage.STATE,) * 4},
     ),
     Control(
         "rolled-back-accepted",
@@ -113,7 +113,7 @@ RECOVERY: tuple[Control, ...] = (
         ("accuracy", "halted"),
         planted.speaks_before_its_log_is_whole,
         1,
-        {**_AWAY, "damages": (Damage.OWN_LOG,) * 4},
+        {**AWAY, "damages": (Damage.OWN_LOG,) * 4},
     ),
     Control(
         "skipped-without-cut",
@@ -121,7 +121,7 @@ RECOVERY: tuple[Control, ...] = (
         ("accuracy",),
         planted.skipped_without_cut,
         0,
-        _AWAY,
+        AWAY,
     ),
     Control(
         "cut-moves-back", "the cut may move back", ("accuracy",), planted.cut_moves_back, 0, _liar(0, "false-cut:back")

@@ -25,12 +25,13 @@ from replica.core.layout import LayoutError
 from replica.core.logstate import LogState
 from replica.core.patience import Patience
 from replica.core.snapshot import Fetched, MilestoneRule, Snapshot
-from replica.sim.host import Host, WatchedCore
+from replica.sim.host import Host
 from replica.sim.library import Library
 from replica.sim.logs import Log
 from replica.sim.messages import GroupMessage, Report, Request
 from replica.sim.setting import CUT_PATIENCES, WALL_MS, Setting
 from replica.sim.strategies import Strategy
+from replica.sim.watched import WatchedCore
 from replica.sim.words import entry_in_words, group_label
 
 

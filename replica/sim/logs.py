@@ -204,7 +204,7 @@ class Verifier:
 
     def __init__(self, genesis: Genesis, *, real: bool) -> None:
         self._limits = genesis.limits
-        self._contexts = [genesis.context(member.since) for member in genesis.members]
+        self._contexts = genesis.contexts()
         self._real = real
         self._keys = [m.log_public_key for m in genesis.members]
         self._identities = [

@@ -91,8 +91,8 @@ def early_end() -> list[Patch]:
     """Let the next list be in force at once, not a window later: who judges a vote need not know of it yet."""
     right = Membership._judge
 
-    def judge(membership: Any, client: bytes, content: Any, slot: int) -> Any:
+    def judge(membership: Any, content: Any, slot: int) -> Any:
         interval = membership._genesis.limits.checkpoint_interval
-        return replace(right(membership, client, content, slot), after=-(-slot // interval) * interval)
+        return replace(right(membership, content, slot), after=-(-slot // interval) * interval)
 
     return [(Membership, "_judge", judge)]

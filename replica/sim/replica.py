@@ -18,10 +18,11 @@ from replica.core.group import VerifiedGroup
 from replica.core.patience import Patience
 from replica.core.snapshot import Fetched, Milestone, MilestoneRule, Snapshot
 from replica.sim.disk import Damage, Disk
-from replica.sim.host import Host, WatchedCore, WatchedKeyValue
+from replica.sim.host import Host
 from replica.sim.library import Library
 from replica.sim.logs import Log, StandInLog
 from replica.sim.setting import CUT_PATIENCES, WALL_MS, Setting
+from replica.sim.watched import WatchedCore, WatchedKeyValue
 from replica.sim.words import group_label
 
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from replica.apps import kv
 from replica.core.clients import Allow, Mode, Permission, Revoke, SetMode
 from replica.core.envelope import Envelope, Open, OpenReply, Status, decode_reply
+from tests.replica.core.policed import BOTH, OPERATOR, READ, G, Policed
 from tests.replica.core.support import examples
-from tests.replica.core.test_clients import BOTH, OPERATOR, READ, G, Policed
 
 who = st.integers(0, 2)
 commands = st.one_of(

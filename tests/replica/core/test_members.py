@@ -102,12 +102,12 @@ def test_the_same_command_again_is_answered_again_and_does_nothing():
     world = World()
     wanted = listed(G, m2=replaced())
     first = world.order(wanted)
-    asked = world.executor.membership.asked
+    asked = world.executor.membership.next
     assert world.order(wanted) == first
     known = world.executor.known_reply(envelope(wanted.encode()))
     assert known is not None
     assert decode_reply(known, G.limits) == first
-    assert world.executor.membership.asked == asked
+    assert world.executor.membership.next is asked
     world.go_on(12)
     assert world.order(wanted) == first
 

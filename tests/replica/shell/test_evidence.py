@@ -2,18 +2,31 @@
 
 import json
 import stat
+from contextlib import closing
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from replica.cli.main import main as replica_main
+from replica.cluster.memberlists import encode_place, load_present_cluster, members_path, seat_of, write_links
+from replica.core.chain import Link
+from replica.core.checkpoint import Header, encode_certificate
 from replica.core.entries import Checkpoint, Prepare, SlotResult, Suspect
+from replica.core.evidence import Basis
+from replica.core.genesis import Member
 from replica.core.group import encode_group, encode_payloads
+from replica.core.layout import LayoutError
+from replica.core.members import MemberList, Seat
+from replica.core.proof import prove
 from replica.shell import detector, evidence
 from replica.shell.evidence import EvidenceFolder
+from replica.shell.verify import GroupVerifier
 from replica.wire.messages import GroupMessage
+from tests.replica.core.test_chain import Ending
 from tests.support.nodes import Nodes
 from tests.support.waiting import on_loop, until
-from trustlog import AttestedLog, LogState, entry_digest, open_log
+from trustlog import AttestedLog, LogState, entry_digest, in_memory, open_log
 from trustlog.cli.contract import run as run_program
 from trustlog.cli.main import cli as trustlog_cli
 
@@ -128,6 +141,41 @@ async def test_a_rule_broken_is_kept_verified_and_still_there_after_a_restart(tm
         await until(lambda: stage.verdict(0)["evidence"] == [file.name], "the file listed")
 
 
+def replaced(stage) -> Link:
+    """Return what shows that the liar was replaced by a new log after the first milestone, attested by the others."""
+    cluster = stage.cluster.cluster
+    genesis, slot = cluster.genesis, cluster.genesis.limits.checkpoint_interval
+    new = Seat(Member(LIAR, 1, in_memory().public_key, b"", 1), encode_place(cluster.replicas[LIAR]))
+    members = MemberList(1, slot, (seat_of(cluster, 0), seat_of(cluster, 1), new))
+    digests = (b"l" * 32,) * 3
+    header = Header(slot, 5, b"a" * 32, b"t" * 32, (1, 1, 1), digests, digests, 0, members.digest)
+    proofs = {}
+    for number in (0, 1):
+        with closing(open_log(stage.cluster.folder(number) / "log")) as log:
+            raw = stage.say(Checkpoint(slot, header.digest), log=log)
+        group = GroupVerifier(genesis).verify(number, raw)
+        proofs[number] = prove(group, group.first)
+    return Link(header.encode(), encode_certificate(proofs), members.encode())
+
+
+@pytest.mark.parametrize("entries", [[b"\x09junk"], [Suspect(0), Suspect(0)]])
+@on_loop
+async def test_what_was_proven_is_proven_when_that_replica_was_replaced(tmp_path, capsys, entries):
+    async with Stage(tmp_path) as stage:
+        stage.deliver(stage.say(*entries))
+        (file,), _ = await stage.kept(0), await stage.kept(1)
+        before = verify(stage, capsys, file)
+        for number in (0, 1):
+            await stage.cluster.stop(number)
+        path = stage.cluster.directory / "cluster.toml"
+        write_links(members_path(path), [replaced(stage).encode()])
+        present = load_present_cluster(path)
+        assert [ends for _, ends in present.spans] == [present.genesis.base, None]
+        assert present.genesis.members[LIAR] != present.lists[0].members[LIAR]
+        assert verify(stage, capsys, file) == before
+        assert before[0] == 0
+
+
 @on_loop
 async def test_a_lie_is_kept_too(tmp_path, capsys):
     async with Stage(tmp_path) as stage:
@@ -231,6 +279,25 @@ async def test_what_would_be_too_large_is_kept_as_what_was_said(tmp_path, capsys
         code, out, _ = program(replica_main, capsys, "evidence", "list", stage.cluster.folder(0), "-o", "json")
         (listed,) = json.loads(out)["evidence"]
         assert (listed["kind"], listed["rule"]) == ("bare", "slot-skipped")
+
+
+def test_the_last_milestone_of_the_list_before_is_no_basis(tmp_path, monkeypatch):
+    """It is of as many logs as the members were then, and those who read under the next list began anew at it."""
+    ending = Ending(f=2)
+    stayed = MemberList(1, ending.header.slot, ending.members.seats[:3])
+    header = replace(ending.header, members=stayed.digest)
+    genesis = stayed.genesis(ending.genesis)
+    held = SimpleNamespace(exists=True, header=header.encode(), certificate=b"c", logs=(b"l",), close=lambda: None)
+    monkeypatch.setattr(evidence, "PinnedState", lambda *_: held)
+    path = tmp_path / "state"
+    path.touch()
+    collector = evidence.Collector(path, path, genesis, before=ending.genesis)
+    assert collector._basis() == (None, (1, 1, 1))
+    held.header = replace(header, cut=(7, 8, 9), heads=header.heads[:3], logs=header.logs[:3], list_number=1).encode()
+    assert collector._basis() == (Basis(held.header, b"c", (b"l",)), (8, 9, 10))
+    held.header = header.encode()
+    with pytest.raises(LayoutError):
+        evidence.Collector(path, path, genesis)._basis()
 
 
 def test_nothing_is_overwritten_or_left_by_half(tmp_path):
