@@ -9,10 +9,9 @@ nothing half made; nothing that exists is ever overwritten.
 
 import secrets
 import shutil
-import socket
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -56,6 +55,7 @@ from replica.cluster.keys import (
 )
 from replica.cluster.pbft import LIMITS as PBFT_LIMITS
 from replica.cluster.pbft import PBFT, PbftGenesis, pbft_member, pbft_replica_count
+from replica.cluster.ports import NoPortError, free_ports
 from replica.cluster.strict_toml import ConfigError, Table, parse_toml, read_bounded
 from replica.cluster.writing import sync_directory
 from replica.core.genesis import NONCE_SIZE, Genesis, Limits, Member, Ordering
@@ -303,28 +303,14 @@ def plan_addresses(
         raise ProvisionError(f"{len(hosts)} hosts for {count} replicas (f = {f}); give one, or one for each")
     each = list(hosts) * (count if len(hosts) == 1 else 1)
     if base_port == 0:
-        return list(zip(each, _free_ports(each), strict=True))
+        try:
+            return list(zip(each, free_ports(each), strict=True))
+        except NoPortError as error:
+            raise ProvisionError(f"{error}; choose a base port") from error
     if not 1 <= base_port <= 65536 - count:
         raise ProvisionError(f"the base port is from 1 to {65536 - count}, or 0 for free ones, not {base_port}")
     # Different machines each begin at the base port; replicas on one machine follow each other.
     return [(host, base_port + each[:i].count(host)) for i, host in enumerate(each)]
-
-
-def _free_ports(hosts: Sequence[str]) -> list[int]:
-    # All sockets stay open until every port is chosen, or the system might hand out one of them twice.
-    with ExitStack() as stack:
-        ports = []
-        for host in hosts:
-            try:
-                family = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0][0]
-                holder = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
-                holder.bind((host, 0))
-            except OSError as error:
-                raise ProvisionError(
-                    f"no free port of {host} can be found from here ({error.strerror}); choose a base port"
-                ) from error
-            ports.append(int(holder.getsockname()[1]))
-    return ports
 
 
 def _make_replica(

@@ -11,7 +11,6 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 
 HOST = "127.0.0.1"
@@ -91,13 +90,6 @@ def tool_missing(tool: str, package: str) -> str:
 def package_missing(name: str, package: str) -> str:
     """Say which Python package is needed; nothing if it is there."""
     return "" if importlib.util.find_spec(name) else f"pip install {package} (it is in the extra `bench`)"
-
-
-def free_ports(count: int) -> list[int]:
-    """Return loopback ports that nobody listens on now."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server((HOST, 0))) for _ in range(count)]
-        return [one.getsockname()[1] for one in sockets]
 
 
 def wait_for(condition: Callable[[], bool], what: str, programs: list[Program]) -> None:

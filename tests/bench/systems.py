@@ -23,12 +23,12 @@ from tests.bench.programs import (
     answers_at,
     fetched,
     first_line,
-    free_ports,
     module,
     package_missing,
     tool_missing,
     wait_for,
 )
+from tests.support.ports import free_ports
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ import pytest
 from replica.cluster.home import TrustedLogSettings
 from replica.cluster.provision import assemble, keygen, make_client
 from replica.operations.backup import own_end
-from tests.cluster.test_http import free_ports
 from tests.support.calling import json_caller
 from tests.support.cluster import Processes
 from tests.support.keymaterial import exposed_in, secrets_of
+from tests.support.ports import free_ports
 from tests.support.waiting import on_loop, wait_for
 from tests.trustlog.service.support import Service, public_folder
 from trustlog import BackendKind, open_log

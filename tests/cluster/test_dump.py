@@ -9,10 +9,10 @@ import tarfile
 import pytest
 
 from replica.cluster.keys import load_private_key
-from tests.cluster.test_http import free_ports
 from tests.support.calling import json_caller
 from tests.support.cluster import Processes
 from tests.support.keymaterial import exposed_in, forms, scalar, secrets_of
+from tests.support.ports import free_port
 from tests.support.waiting import on_loop
 from trustlog import BackendKind
 
@@ -35,7 +35,7 @@ def test_a_dump_of_a_running_replica(tmp_path, call, kind):
     with Processes(tmp_path / "c", log_kind=kind) as cluster:
         folder = cluster.folder(1)
         settings = folder / "replica.toml"
-        settings.write_text(f'http = "127.0.0.1:{free_ports(1)[0]}"\n' + settings.read_text())
+        settings.write_text(f'http = "127.0.0.1:{free_port()}"\n' + settings.read_text())
         cluster.start_and_wait()
 
         @on_loop

@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 from tests.support.cluster import Processes, replica_command
+from tests.support.ports import free_ports
 from tests.support.tools import tool
 from tests.support.waiting import on_loop, wait_for
 
@@ -23,14 +24,6 @@ def curl(url: str) -> tuple[int, str]:
     )
     body, _, status = done.stdout.rpartition("\n")
     return int(status or 0), body
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def test_probes_follow_what_happens(tmp_path):

@@ -17,6 +17,7 @@ from replica.cluster.memberlists import load_present_cluster, members_path, read
 from replica.cluster.provision import make_client
 from replica.core.genesis import Limits
 from tests.support.cluster import Processes, environment
+from tests.support.ports import free_port
 from tests.support.waiting import on_loop_for, until
 from trustlog import VerificationError
 
@@ -71,14 +72,6 @@ class Changing(Processes):
 
     def client_now(self, **options) -> Client:
         return Client(self.present(), self.key(), deadline_s=30.0, **options)
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as holder:
-        holder.bind(("127.0.0.1", 0))
-        return holder.getsockname()[1]
 
 
 class Load:

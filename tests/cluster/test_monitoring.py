@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.test_http import curl, free_ports
+from tests.cluster.test_http import curl
 from tests.support.cluster import Processes
+from tests.support.ports import free_ports
 from tests.support.tools import tool
 from tests.support.waiting import on_loop, wait_for
 

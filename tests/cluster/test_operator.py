@@ -17,8 +17,8 @@ from replica.cli.main import main
 from replica.cluster.clusterfile import load_cluster_file
 from replica.cluster.keys import certificate_pem, load_private_key
 from replica.cluster.provision import init_cluster
-from tests.cluster.test_http import free_ports
 from tests.support.cluster import Processes
+from tests.support.ports import free_port
 from tests.support.waiting import on_loop, wait_for
 
 pytestmark = pytest.mark.cluster
@@ -253,7 +253,7 @@ def test_a_folder_with_damage(tmp_path, doctor):
 def test_somebody_else_has_the_port_and_http_is_open_to_all(tmp_path, doctor):
     with Processes(tmp_path / "c") as cluster:
         settings = cluster.folder(0) / "replica.toml"
-        settings.write_text(f'http = "0.0.0.0:{free_ports(1)[0]}"\n' + settings.read_text())
+        settings.write_text(f'http = "0.0.0.0:{free_port()}"\n' + settings.read_text())
         place = cluster.cluster.replicas[0]
         with socket.create_server((place.host, place.port)):
             code, findings = doctor(cluster.folder(0), "--deadline", "0.3")

@@ -6,7 +6,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from replica.core.genesis import Limits
 from replica.core.group import encode_group, encode_payloads
 from replica.core.state import BucketedMap
 from replica.shell.evidence import EvidenceFolder
+from tests.support.ports import free_port
 from tests.support.waiting import wait_for
 from trustlog import AttestedLog, BackendKind, LogState, entry_digest, open_log
 from trustlog.cli.documents import contradiction_document
@@ -192,8 +192,7 @@ def test_several_machines_page(tmp_path: Path) -> None:
     keygen = next(line for line in lines if "keygen" in line)
     ports = []
     for number in range(3):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            ports.append(free.getsockname()[1])
+        ports.append(free_port())
         line = keygen.replace("replica-0", f"replica-{number}").replace("--number 0", f"--number {number}")
         line = re.sub(r"--address \S+", f"--address 127.0.0.1:{ports[-1]}", line)
         (tmp_path / "my-cluster").mkdir(exist_ok=True)

@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from client.gateway.server import TABLE
 from tests.documents.test_commands import as_process, commands, environment, python_blocks, run
 from tests.support.cluster import Processes
 from tests.support.gateway import GatewayProcess
+from tests.support.ports import consecutive_ports
 from tests.support.tools import tool
 from tests.support.waiting import wait_for
 
@@ -122,21 +122,6 @@ def test_the_receipts_of_the_clients_page(here, tmp_path):
         r'slot \d+: put "greeting" "hello" gave (created|replaced); by client \w{16}, attested by replicas \d \d\n',
         done.stdout,
     )
-
-
-def consecutive_ports(count: int) -> int:
-    """A port from which on so many are free."""
-    for _ in range(100):
-        with socket.create_server(("127.0.0.1", 0)) as first:
-            base = first.getsockname()[1]
-        try:
-            held = [socket.create_server(("127.0.0.1", base + i)) for i in range(count)]
-        except (OSError, OverflowError):
-            continue
-        for one in held:
-            one.close()
-        return base
-    raise AssertionError("no free ports")
 
 
 def test_the_probes_of_the_replicas_page(tmp_path):

@@ -1,5 +1,4 @@
 import os
-import socket
 import stat
 
 import pytest
@@ -102,38 +101,6 @@ def test_parent_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(ProvisionError, match="cannot be made"):
         init_cluster(tmp_path / "file" / "c")
-
-
-def test_free_ports_are_distinct_and_free():
-    places = plan_addresses(10, ["127.0.0.1"], 0)
-    ports = [port for _, port in places]
-    assert len(set(ports)) == 21
-    for port in ports:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
-
-
-def test_all_sockets_stay_open_until_every_port_is_chosen(monkeypatch):
-    taken = set()
-
-    class Unlucky(socket.socket):
-        """A system that hands out the same port again as soon as it is free."""
-
-        def bind(self, address):
-            self.port = next(p for p in range(100, 200) if p not in taken)
-            taken.add(self.port)
-
-        def getsockname(self):
-            return ("127.0.0.1", self.port)
-
-        def close(self):
-            taken.discard(self.port)
-            super().close()
-
-    monkeypatch.setattr(socket, "socket", Unlucky)
-    assert [port for _, port in plan_addresses(1, ["127.0.0.1"], 0)] == [100, 101, 102]
-    assert not taken
 
 
 def test_ports_by_host():
