@@ -1,30 +1,33 @@
-"""`trustlog-replica keys passphrase`: set, change or take away the passphrase of private keys that are there."""
+"""`trustlog-replica keys`: the passphrase of private keys that are there, and a replica's next TLS key."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import click
+from rich.console import Group as Lines
+from rich.text import Text
 
+from replica.cli.options import PROGRAM
 from replica.cluster.clusterfile import CLUSTER_FILE_NAME
-from replica.cluster.home import SIGNING_KEY_NAME, TLS_KEY_NAME
+from replica.cluster.home import NEXT_KEY_NAME, SIGNING_KEY_NAME, TLS_KEY_NAME, load_home, unlocked
 from replica.cluster.keys import CLIENT_KEY_NAME
 from replica.cluster.passphrase import PassphraseSource, change_passphrases, new_passphrase
-from replica.cluster.provision import CLIENT_NAME, OPERATOR_NAME
+from replica.cluster.provision import CLIENT_NAME, OPERATOR_NAME, renew_certificate
 from replica.cluster.strict_toml import ConfigError
-from trustlog.cli.contract import Output, example, output_option
+from trustlog.cli.contract import Output, example, key_values, output_option
 from trustlog.cli.passphrases import ask_new, asker, new_passphrase_options, passphrase_option, show_changed
 
-_NAMES: Final = (TLS_KEY_NAME, SIGNING_KEY_NAME, CLIENT_KEY_NAME)
+_NAMES: Final = (TLS_KEY_NAME, NEXT_KEY_NAME, SIGNING_KEY_NAME, CLIENT_KEY_NAME)
 
 
 @click.group(
     "keys",
-    short_help="Change how private keys are kept.",
+    short_help="Renew a replica's TLS key; change how private keys are kept.",
     epilog=example("trustlog-replica keys passphrase my-cluster/replica-0"),
 )
 def keys_commands() -> None:
-    """Change how private keys are kept."""
+    """Make a replica another TLS key and certificate, or change how private keys are kept."""
 
 
 @keys_commands.command(
@@ -59,6 +62,36 @@ def passphrase_command(
     new = None if remove else new_passphrase(new_file, ask_new)
     changed = change_passphrases(paths, PassphraseSource(passphrase_file, asker()), new)
     show_changed(output, paths, changed, encrypted=new is not None)
+
+
+@keys_commands.command(
+    "renew-certificate",
+    short_help="Make a replica another TLS key and certificate.",
+    epilog=example(
+        "trustlog-replica keys renew-certificate my-cluster/replica-1",
+        "trustlog-replica member renew my-cluster my-cluster/replica-1/renewal.public.toml",
+    ),
+)
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@passphrase_option
+@output_option
+def renew_command(*, folder: Path, passphrase_file: Path | None, output: Output) -> None:
+    """Make the replica in DIR, which keeps its log, another TLS key and certificate beside those that it has.
+
+    They wait, with the present key's passphrase, until `trustlog-replica member renew` has the change ordered: then the
+    replica goes over to them by itself, running or not. Run again, this shows what waits already. The old key is needed
+    until then, and removed after.
+    """
+    home = unlocked(load_home(folder), PassphraseSource(passphrase_file, asker()))
+    public_file, part, is_new = renew_certificate(home)
+    data = {
+        "number": home.number,
+        "public_file": str(public_file),
+        "certificate_sha256": part.place.fingerprint.hex(),
+        "new": is_new,
+    }
+    next_step = f"next: {PROGRAM} member renew CLUSTER {public_file}, wherever the operator's key is"
+    output.result(data, [str(public_file)], Lines(key_values(data), Text(next_step)))
 
 
 def _key_files(place: Path) -> Iterator[Path]:

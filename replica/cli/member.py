@@ -12,10 +12,11 @@ from rich.text import Text
 
 from replica.cli.operating import CLUSTER, Operator, cluster_file, deadline_option, operated, refreshed
 from replica.cli.options import PROGRAM, Address
-from replica.cluster.clusterfile import ClusterFile, check_unique, log_kind_label
+from replica.cluster.clusterfile import ClusterFile, check_unique, load_cluster_file, log_kind_label
 from replica.cluster.home import SETTINGS_NAME
 from replica.cluster.memberlists import (
     OWN_NAME,
+    certificates_of,
     encode_place,
     members_path,
     seat_of,
@@ -37,7 +38,7 @@ REASON = click.option("--reason", default="", help="A few words that stay with t
 
 @click.group(
     "member",
-    short_help="List, replace, move, add and remove replicas of a running cluster.",
+    short_help="List, replace, renew, move, add and remove replicas of a running cluster.",
     epilog=example("trustlog-replica member list my-cluster"),
 )
 def member_commands() -> None:
@@ -91,6 +92,51 @@ def replace_command(*, operator: Operator, public_file: Path, reason: str, outpu
     seats = [seat_of(present, number) for number in range(present.genesis.n)]
     seats[part.place.number] = _seat(part, present)
     _change(output, operator, seats, reason, [public_file])
+
+
+@member_commands.command(
+    "renew",
+    short_help="Give a replica another TLS certificate.",
+    epilog=example("trustlog-replica member renew my-cluster my-cluster/replica-1/renewal.public.toml"),
+)
+@OPERATED
+@click.argument("public_file", metavar="PUBLIC.toml", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@REASON
+@output_option
+def renew_command(*, operator: Operator, public_file: Path, reason: str, output: Output) -> None:
+    """Give a replica, with the log and the address that it has, the certificate in PUBLIC.toml.
+
+    `trustlog-replica keys renew-certificate` made it, with its key, in the replica's folder. The replica goes over to
+    it by itself when the change is in force; from then on nobody takes the old one.
+    """
+    present, part = operator.present, load_public_part(public_file)
+    number = part.place.number
+    if number >= present.genesis.n:
+        raise ChangeError(
+            f"{public_file}: there is no replica {number}: {operator.file} has 0 to {present.genesis.n - 1}"
+        )
+    place, member = present.replicas[number], present.genesis.members[number]
+    if replace(part.member, since=member.since) != member:
+        raise ChangeError(
+            f"{public_file}: this is another log than replica {number}'s, and only its certificate can be renewed; for "
+            f"a new log: {PROGRAM} member replace"
+        )
+    if part.place.address != place.address:
+        raise ChangeError(
+            f"{public_file}: says {part.place.address}, and replica {number} is at {place.address} now: write the file "
+            f"again ({PROGRAM} keys renew-certificate), or move the replica first ({PROGRAM} member move)"
+        )
+    der = part.place.certificate_der
+    if der in certificates_of(load_cluster_file(operator.file), present, number):
+        raise ChangeError(
+            f"{public_file}: replica {number} has this certificate, or had it before and has its key no more: make "
+            f"another one ({PROGRAM} keys renew-certificate)"
+        )
+    renewed = replace(place, certificate_der=der)
+    check_unique([renewed if other.number == number else other for other in present.replicas], str(public_file))
+    seats = [seat_of(present, other) for other in range(present.genesis.n)]
+    seats[number] = Seat(member, encode_place(renewed))
+    _change(output, operator, seats, reason, [])
 
 
 @member_commands.command(

@@ -2,7 +2,11 @@
 
     replica.toml    this replica's own settings; nothing in it has to be the same elsewhere
     tls.key         mode 0600; with a passphrase or without
-    tls.crt         the certificate that stands in cluster.toml
+    tls.crt         the certificate that stands in the list of members under which the replica works, at first in
+                    cluster.toml
+    tls.next.key, tls.next.crt
+                    another key and certificate, until a list that has that certificate is in force (`.renewal`);
+                    renewal.public.toml is the public part, for the operator
     log/            the trusted log (made by trustlog.create); log/log.pub is the key in cluster.toml. Where a
                     service that somebody else runs keeps the log, log.pub is all that is here
     store.sqlite    made by the daemon
@@ -60,6 +64,9 @@ FORMAT: Final = 1
 SETTINGS_NAME: Final = "replica.toml"
 TLS_KEY_NAME: Final = "tls.key"
 TLS_CERTIFICATE_NAME: Final = "tls.crt"
+NEXT_KEY_NAME: Final = "tls.next.key"
+NEXT_CERTIFICATE_NAME: Final = "tls.next.crt"
+RENEWAL_FILE_NAME: Final = "renewal.public.toml"
 SIGNING_KEY_NAME: Final = "signing.key"
 STARTED_NAME: Final = "started"
 LOG_NAME: Final = "log"
@@ -128,7 +135,8 @@ class Settings:
 class ReplicaHome:
     """A replica's folder, checked against its cluster file, which was read from `cluster_path`.
 
-    passphrase: of its private keys, once it was unlocked, if they have one.
+    passphrase: of its private keys, once it was unlocked, if they have one. is_renewed: the list of members has the
+    certificate in tls.next.crt.
     """
 
     path: Path
@@ -136,6 +144,7 @@ class ReplicaHome:
     cluster: ClusterFile
     cluster_path: Path
     passphrase: bytes | None = field(default=None, repr=False)
+    is_renewed: bool = False
 
     @property
     def number(self) -> int:
@@ -155,12 +164,20 @@ class ReplicaHome:
     @property
     def key_path(self) -> Path:
         """Return the file of the TLS key."""
-        return self.path / TLS_KEY_NAME
+        # Of a renewed pair the key gets its last name first.
+        is_next = self.is_renewed and (self.path / NEXT_KEY_NAME).exists()
+        return self.path / (NEXT_KEY_NAME if is_next else TLS_KEY_NAME)
 
     @property
     def certificate_path(self) -> Path:
         """Return the file of the TLS certificate."""
-        return self.path / TLS_CERTIFICATE_NAME
+        return self.path / (NEXT_CERTIFICATE_NAME if self.is_renewed else TLS_CERTIFICATE_NAME)
+
+    @property
+    def next_pair(self) -> tuple[Path, Path] | None:
+        """Return the files of certificate and key that wait for a list of members that has them, None without any."""
+        pair = self.path / NEXT_CERTIFICATE_NAME, self.path / NEXT_KEY_NAME
+        return pair if not self.is_renewed and all(path.exists() for path in pair) else None
 
     @property
     def signing_key_path(self) -> Path:
@@ -188,9 +205,15 @@ class ReplicaHome:
         return self.path / OWN_NAME
 
     def under_next_list(self) -> "ReplicaHome":
-        """Return this home under the list of members that its file leads to now; ConfigError if it leads nowhere."""
+        """Return this home under the list of members that its file leads to now.
+
+        ConfigError if it leads nowhere, or to a list with another certificate than those that are here.
+        """
         more = read_links(self.members_path)[len(self.cluster.links) :]
-        return replace(self, cluster=follow(self.cluster, more, str(self.members_path)))
+        later = _with_listed_pair(replace(self, cluster=follow(self.cluster, more, str(self.members_path))))
+        _check_certificate(later)
+        _check_tls_key(later)  # a passphrase that was changed meanwhile is said now
+        return later
 
     @property
     def evidence_path(self) -> Path:
@@ -200,12 +223,19 @@ class ReplicaHome:
     @property
     def private_key_paths(self) -> tuple[Path, ...]:
         """Return the files of its private keys; the log's is not among them."""
-        return (self.key_path,) if self.cluster.has_logs else (self.key_path, self.signing_key_path)
+        if not self.cluster.has_logs:
+            return self.key_path, self.signing_key_path
+        waiting = self.next_pair
+        return (self.key_path,) if waiting is None else (self.key_path, waiting[1])
 
     @property
-    def tls_identity(self) -> tuple[Path, Path, bytes | None]:
-        """Return what this replica shows to peers: the files of certificate and key, and the key's passphrase."""
-        return self.certificate_path, self.key_path, self.passphrase
+    def tls_identities(self) -> tuple[tuple[Path, Path, bytes | None], ...]:
+        """Return what this replica may show to peers: files of certificate and key, and the key's passphrase.
+
+        First the pair that its list has, then the one that waits: peers who went over already know only that.
+        """
+        pairs = (self.certificate_path, self.key_path), self.next_pair
+        return tuple((*pair, self.passphrase) for pair in pairs if pair is not None)
 
     def load_tls_key(self) -> ec.EllipticCurvePrivateKey:
         """Read the TLS key; ConfigError says what is wrong with its file, LockedKeyError that it was not unlocked."""
@@ -357,7 +387,13 @@ def _load_home(
             f"{path / SETTINGS_NAME}: number: {settings.number}, but {cluster_path} has replicas 0 to "
             f"{cluster.genesis.n - 1}; is it another cluster's file?"
         )
-    return ReplicaHome(path, settings, cluster, cluster_path)
+    return _with_listed_pair(ReplicaHome(path, settings, cluster, cluster_path))
+
+
+def _with_listed_pair(home: ReplicaHome) -> ReplicaHome:
+    """Return the home with the pair whose certificate the list of members has: the renewed one, or else tls.crt's."""
+    path = home.path / NEXT_CERTIFICATE_NAME
+    return replace(home, is_renewed=path.exists() and read_certificate(path) == home.place.certificate_der)
 
 
 def _trusted_log(table: Table) -> TrustedLogSettings:

@@ -1,7 +1,7 @@
 """Key files and certificates.
 
     tls.key, client.key   ECDSA P-256 private key, PEM PKCS#8, encrypted if it has a passphrase, mode 0600
-    tls.crt               self-signed X.509 certificate, PEM
+    tls.crt               self-signed X.509 certificate, PEM; tls.next.key and tls.next.crt: see `.renewal`
     client.pub            the client's public key: 130 hexadecimal digits (uncompressed point) and a newline
 
 A passphrase (`replica.cluster.passphrase`) encrypts with what `cryptography` calls the best available: AES-256-CBC
@@ -10,7 +10,7 @@ guess.
 
 Certificates carry a key and nothing else: whoever meets one compares all its bytes with those in the cluster
 file. They are valid from 1970 to 9999 (RFC 5280, section 4.1.2.5: no expiry), as no decision may depend on
-a wall clock; a key is replaced by changing the member list, not by letting a certificate run out.
+a wall clock; a key is replaced by changing the member list (`.renewal`), not by letting a certificate run out.
 """
 
 import datetime as dt

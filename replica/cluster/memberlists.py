@@ -41,7 +41,7 @@ from replica.cluster.writing import write_over
 from replica.core.chain import LINK_BYTES_MAX, check_link, decode_link
 from replica.core.genesis import Genesis
 from replica.core.layout import LayoutError, Reader
-from replica.core.members import Seat
+from replica.core.members import Seat, decode_members
 from replica.core.proof import EntryProof
 from trustlog import VerificationError, verify_append
 
@@ -120,6 +120,13 @@ def follow(cluster: ClusterFile, links: Sequence[bytes], name: str) -> ClusterFi
         lists = (*cluster.lists, proven.genesis)
         cluster = replace(cluster, genesis=proven.genesis, replicas=places, lists=lists, links=(*cluster.links, raw))
     return cluster
+
+
+def certificates_of(first: ClusterFile, present: ClusterFile, number: int) -> set[bytes]:
+    """Return every certificate (DER) that the member `number` had in cluster.toml (`first`) or a list since."""
+    lists = (decode_members(decode_link(raw).members).seats for raw in present.links)
+    later = {decode_place(number, seats[number].place).certificate_der for seats in lists if number < len(seats)}
+    return later | {place.certificate_der for place in first.replicas if place.number == number}
 
 
 def members_path(cluster_path: Path) -> Path:

@@ -141,7 +141,7 @@ def change_passphrases(paths: Sequence[Path], old: PassphraseSource, new: bytes 
     """
     with ExitStack() as stack:
         for folder in dict.fromkeys(path.parent.resolve() for path in paths):
-            stack.enter_context(_only_one(folder))
+            stack.enter_context(only_one(folder))
         opened = [(path, *_open(path, old, new)) for path in paths]
         todo = [(path, key) for path, key, is_done in opened if not is_done]
         for path, key in todo:
@@ -187,8 +187,8 @@ def _exchange(path: Path, key: ec.EllipticCurvePrivateKey, passphrase: bytes | N
 
 
 @contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Hold the lock on a folder's keys."""
+def only_one(folder: Path) -> Iterator[None]:
+    """Hold the lock on a folder's keys; ConfigError if another program has it."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:

@@ -35,13 +35,17 @@ from replica.cluster.clusterfile import (
 )
 from replica.cluster.home import (
     LOG_NAME,
+    NEXT_CERTIFICATE_NAME,
+    RENEWAL_FILE_NAME,
     SETTINGS_NAME,
     SIGNING_KEY_NAME,
     TLS_CERTIFICATE_NAME,
     TLS_KEY_NAME,
+    ReplicaHome,
     Settings,
     TrustedLogSettings,
     dump_settings,
+    read_certificate,
 )
 from replica.cluster.keys import (
     ClientKey,
@@ -56,8 +60,9 @@ from replica.cluster.keys import (
 from replica.cluster.pbft import LIMITS as PBFT_LIMITS
 from replica.cluster.pbft import PBFT, PbftGenesis, pbft_member, pbft_replica_count
 from replica.cluster.ports import NoPortError, free_ports
+from replica.cluster.renewal import make_next_pair
 from replica.cluster.strict_toml import ConfigError, Table, parse_toml, read_bounded
-from replica.cluster.writing import sync_directory
+from replica.cluster.writing import sync_directory, write_over
 from replica.core.genesis import NONCE_SIZE, Genesis, Limits, Member, Ordering
 from replica.core.quorum import FAULTS_MAX, replica_count
 from trustlog import BackendKind
@@ -189,6 +194,22 @@ def keygen(
         part = _make_replica(building, number, host, port, trusted_log, passphrase, tpm)
         write_new(building / public_file_name(number), dump_public_part(part), 0o644)
     return directory / public_file_name(number)
+
+
+def renew_certificate(home: ReplicaHome) -> tuple[Path, PublicPart, bool]:
+    """Make a replica that keeps its log another key and certificate; return the public file, and what is in it.
+
+    And whether they are new: those that wait already are shown again. home: unlocked. ConfigError if that fails.
+    """
+    is_new = make_next_pair(home)
+    der = read_certificate(home.path / NEXT_CERTIFICATE_NAME)
+    part = PublicPart(replace(home.place, certificate_der=der), home.cluster.genesis.members[home.number])
+    path = home.path / RENEWAL_FILE_NAME
+    try:
+        write_over(path, dump_public_part(part), 0o644)
+    except OSError as error:
+        raise ProvisionError(f"{path}: cannot be written: {error.strerror}; run the same command again") from error
+    return path, part, is_new
 
 
 def make_client(directory: Path, passphrase: bytes | None = None) -> ClientKey:

@@ -9,6 +9,7 @@ however old it is. What is in it is what a replica can lose and have again:
     replica.toml, cluster.toml, log.pub
     members.toml              which members followed those of cluster.toml, if any did
     tls.key, tls.crt          the key to the replica's connections: keep a backup as secret as the folder
+    tls.next.key, tls.next.crt    those that wait for a list of members that names them, if any do
     store.sqlite              every log's groups, from before which peers need nothing
     state.sqlite              the newest durable milestone
     evidence/NAME             against other replicas
@@ -35,6 +36,8 @@ from replica.cluster.clusterfile import CLUSTER_FILE_NAME
 from replica.cluster.home import (
     EVIDENCE_NAME,
     LOG_PUBLIC_KEY_NAME,
+    NEXT_CERTIFICATE_NAME,
+    NEXT_KEY_NAME,
     SETTINGS_NAME,
     STATE_NAME,
     STORE_NAME,
@@ -53,6 +56,7 @@ FORMAT: Final = 1
 MANIFEST_NAME: Final = "manifest.json"
 MANIFEST_BYTES_MAX: Final = MIB
 SMALL_NAMES: Final = (SETTINGS_NAME, CLUSTER_FILE_NAME, LOG_PUBLIC_KEY_NAME, TLS_KEY_NAME, TLS_CERTIFICATE_NAME)
+NEXT_NAMES: Final = (NEXT_CERTIFICATE_NAME, NEXT_KEY_NAME)
 DATABASE_NAMES: Final = (STORE_NAME, STATE_NAME)
 SMALL_BYTES_MAX: Final = MIB
 EVIDENCE_BYTES_MAX: Final = 65 * MIB  # also of what followed cluster.toml
@@ -219,6 +223,7 @@ def _sources(home: ReplicaHome, work: Path) -> Iterator[tuple[str, Path]]:
         home.certificate_path,
     )
     yield from zip(SMALL_NAMES, small, strict=True)
+    yield from zip(NEXT_NAMES, home.next_pair or (), strict=False)
     if home.members_path.exists():
         yield OWN_NAME, home.members_path
     yield from ((name, work / name) for name in DATABASE_NAMES if (work / name).exists())
@@ -255,7 +260,7 @@ def _member(name: str, size: int) -> tarfile.TarInfo:
 
 
 def _allowed(name: str) -> str:
-    if name not in {*SMALL_NAMES, *DATABASE_NAMES, OWN_NAME} and not is_evidence(name):
+    if name not in {*SMALL_NAMES, *NEXT_NAMES, *DATABASE_NAMES, OWN_NAME} and not is_evidence(name):
         raise ValueError(f"a file {name!r}, which no backup holds")
     return name
 

@@ -22,6 +22,8 @@ from replica.cluster.environment import unknown_variables
 from replica.cluster.home import (
     EVIDENCE_NAME,
     LOG_NAME,
+    NEXT_KEY_NAME,
+    RENEWAL_FILE_NAME,
     SETTINGS_NAME,
     STATE_NAME,
     STORE_NAME,
@@ -50,6 +52,7 @@ OPEN_FILES_LEAST: Final = 4096
 # Files below the folder that are nobody else's business, and the mode that they have at the most.
 _PRIVATE: Final = {
     TLS_KEY_NAME: 0o600,
+    NEXT_KEY_NAME: 0o600,
     STORE_NAME: 0o600,
     STATE_NAME: 0o600,
     f"{LOG_NAME}/seal.key": 0o600,
@@ -71,6 +74,7 @@ def examine_folder(path: Path, now: dt.datetime) -> tuple[list[Finding], Replica
         findings.append(fine("configuration", path, "settings, cluster.toml and keys fit together"))
         findings += _keys(home)
         findings += certificates(home.cluster, now)
+        findings += _next_certificate(home)
         findings += _trusted_log(home)
         findings += _databases(home)
         findings += _evidence(home)
@@ -108,8 +112,8 @@ def certificates(cluster: ClusterFile, now: dt.datetime) -> Iterator[Finding]:
         ends, begins = certificate.not_valid_after_utc, certificate.not_valid_before_utc
         subject = f"replica {place.number}'s certificate"
         remedy = (
-            f"make replica {place.number} a new certificate for its key, valid for longer, and put it into its tls.crt "
-            "and into cluster.toml, the same file everywhere"
+            f"make replica {place.number} a new key and certificate: trustlog-replica keys renew-certificate FOLDER on "
+            "its machine, then trustlog-replica member renew"
         )
         if now > ends:
             yield problem("certificate", subject, f"expired on {ends:%Y-%m-%d}", remedy)
@@ -121,6 +125,16 @@ def certificates(cluster: ClusterFile, now: dt.datetime) -> Iterator[Finding]:
             yield warning("certificate", subject, f"expires on {ends:%Y-%m-%d}", remedy)
         else:
             yield fine("certificate", subject, f"is valid until {ends:%Y-%m-%d}")
+
+
+def _next_certificate(home: ReplicaHome) -> Iterator[Finding]:
+    """Say whether a certificate waits to be put in force, or is in force and was not worked with yet."""
+    if home.is_renewed:
+        text = "is in force, and takes the old one's place when the replica starts"
+        yield fine("certificate", home.certificate_path, text)
+    elif home.next_pair is not None:
+        remedy = f"put it in force: trustlog-replica member renew CLUSTER {home.path / RENEWAL_FILE_NAME}"
+        yield warning("certificate", home.next_pair[0], "no list of members that is known here names it yet", remedy)
 
 
 def _unusable(path: Path, error: ConfigError) -> Finding:

@@ -28,7 +28,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any, Final
 
-from replica.cluster.home import LOG_NAME, LOG_PUBLIC_KEY_NAME, SETTINGS_NAME, TLS_KEY_NAME, ReplicaHome
+from replica.cluster.home import LOG_NAME, LOG_PUBLIC_KEY_NAME, NEXT_KEY_NAME, SETTINGS_NAME, TLS_KEY_NAME, ReplicaHome
 from replica.cluster.keys import CLIENT_KEY_NAME, LockedKeyError, is_encrypted, load_private_key, write_new
 from replica.cluster.passphrase import PassphraseSource
 from replica.cluster.provision import CLIENT_NAME, OPERATOR_NAME
@@ -200,7 +200,7 @@ def _secrets(folder: Path) -> Iterator[tuple[Path, bytes]]:
     opens it.
     """
     beside = (folder.parent / name / CLIENT_KEY_NAME for name in (CLIENT_NAME, OPERATOR_NAME))
-    for path in (folder / TLS_KEY_NAME, *beside):
+    for path in (folder / TLS_KEY_NAME, folder / NEXT_KEY_NAME, *beside):
         if not path.exists():
             continue
         passphrase = None

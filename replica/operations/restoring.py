@@ -48,6 +48,7 @@ from replica.operations.backup import (
     EVIDENCE_BYTES_MAX,
     MANIFEST_BYTES_MAX,
     MANIFEST_NAME,
+    NEXT_NAMES,
     SMALL_BYTES_MAX,
     SMALL_NAMES,
     BackupError,
@@ -115,7 +116,7 @@ def _manifest(opened: tarfile.TarFile) -> Manifest:
         raise BackupError(f"cut off: {', '.join(sorted(missing))} are missing")
     for name, (size, _) in manifest.files.items():
         large = is_evidence(name) or name == OWN_NAME
-        limit = SMALL_BYTES_MAX if name in SMALL_NAMES else EVIDENCE_BYTES_MAX if large else size
+        limit = SMALL_BYTES_MAX if name in {*SMALL_NAMES, *NEXT_NAMES} else EVIDENCE_BYTES_MAX if large else size
         if size > limit:
             raise BackupError(f"{name} has {size} bytes, the limit is {limit}")
     return manifest
@@ -158,7 +159,8 @@ def _into_new_folder(opened: tarfile.TarFile, manifest: Manifest, folder: Path, 
 
 def _fill(opened: tarfile.TarFile, manifest: Manifest, building: Path, written: list[Path]) -> None:
     """Put the small files into a new folder, and cluster.toml where they expect it, unless one is there."""
-    for name in (SETTINGS_NAME, TLS_KEY_NAME, TLS_CERTIFICATE_NAME):
+    waiting = [name for name in NEXT_NAMES if name in manifest.files]
+    for name in (SETTINGS_NAME, TLS_KEY_NAME, TLS_CERTIFICATE_NAME, *waiting):
         write_new(building / name, _small(opened, manifest, name), 0o600)
     if OWN_NAME in manifest.files:
         write_new(building / OWN_NAME, _small(opened, manifest, OWN_NAME), 0o644)

@@ -98,7 +98,7 @@ class PbftNode:
             place.number: Link(
                 self,
                 place,
-                client_context(place.certificate_der, *home.tls_identity),
+                [client_context(place.certificate_der, *identity) for identity in home.tls_identities],
                 lambda link, lost: PeerLink(self, link, lost),
             )
             for place in home.cluster.replicas

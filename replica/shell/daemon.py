@@ -13,6 +13,7 @@ import uvloop
 
 from replica.application import ApplicationLoadError
 from replica.cluster.home import ReplicaHome
+from replica.cluster.renewal import settle
 from replica.cluster.strict_toml import ConfigError
 from replica.shell.node import Node
 from replica.shell.opening import open_trusted_log
@@ -72,9 +73,23 @@ def configure_logging(home: ReplicaHome) -> None:
 
 async def _serve(home: ReplicaHome, log: TrustedLog) -> int:
     """Serve under one list of members after the other."""
+    home = _settled(home)
     while (status := await _serve_list(home, log)) == _RENEWED:
-        home = home.under_next_list()
+        home = _settled(home.under_next_list())
     return status
+
+
+def _settled(home: ReplicaHome) -> ReplicaHome:
+    try:
+        settled = settle(home)
+    except OSError as error:
+        raise StartError(
+            f"{home.certificate_path}: cannot take the place of the certificate before it: {error.strerror}; see to "
+            "the folder's permissions, and start the replica again"
+        ) from error
+    if home.is_renewed:
+        structlog.get_logger().warning("a new certificate is in force", replica=home.number, path=str(home.path))
+    return settled
 
 
 async def _serve_list(home: ReplicaHome, log: TrustedLog) -> int:

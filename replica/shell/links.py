@@ -6,7 +6,7 @@ import os
 import random
 import ssl
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from replica.cluster.clusterfile import ReplicaPlace
@@ -71,13 +71,17 @@ class Dialler(Protocol):
 
 
 class Link:
-    """The connection to one peer: dials, and dials again when it is lost. connect: makes the dialler's side of it."""
+    """The connection to one peer: dials, and dials again when it is lost. connect: makes the dialler's side of it.
+
+    tls: one for each certificate that this replica may show; another one's turn comes whenever the peer did not welcome
+    it.
+    """
 
     def __init__(
         self,
         node: Dialler,
         place: ReplicaPlace,
-        tls: ssl.SSLContext,
+        tls: Sequence[ssl.SSLContext],
         connect: "Callable[[Link, Callable[[str], None]], PeerConnection]",
     ) -> None:
         self.node = node
@@ -87,6 +91,7 @@ class Link:
         self.cluster_file: bytes | None = None  # SHA-256 of the peer's, by its own word, once it was connected
         self.last_heard = 0.0  # on the loop's clock, until the connection before this one ended
         self._tls = tls
+        self._turn = 0
         self._connect = connect
         self._task: asyncio.Task[None] | None = None
 
@@ -138,8 +143,10 @@ class Link:
     async def _keep_up(self) -> None:
         retry = RETRY_FIRST_S
         while True:
-            trouble = await self._dial()
-            if trouble is None:
+            trouble = await self._dial(self._tls[self._turn])
+            if trouble is not None:
+                self._turn = (self._turn + 1) % len(self._tls)
+            else:
                 retry = RETRY_FIRST_S
                 trouble = "disconnected"
             if self.trouble != trouble:
@@ -149,7 +156,7 @@ class Link:
             await asyncio.sleep(retry * random.uniform(0.7, 1.3))  # noqa: S311 - not for secrecy
             retry = min(2 * retry, RETRY_MAX_S)
 
-    async def _dial(self) -> str | None:
+    async def _dial(self, tls: ssl.SSLContext) -> str | None:
         """Hold one connection until it ends; return why it never came up, or None if it did."""
         loop = asyncio.get_running_loop()
         lost: asyncio.Future[str] = loop.create_future()
@@ -158,7 +165,7 @@ class Link:
             addresses = await resolve(self.place.host, self.place.port, DIAL_S)
             async with asyncio.timeout(DIAL_S):
                 transport, connection = await dial(
-                    lambda: self._connect(self, lost.set_result), addresses, self.place.port, self._tls
+                    lambda: self._connect(self, lost.set_result), addresses, self.place.port, tls
                 )
                 pinned(transport.get_extra_info("ssl_object"), self.place.certificate_der)
         except TimeoutError:
@@ -247,7 +254,7 @@ class PeerConnection(MessageProtocol):
 class LogLink(Link):
     """Reads a peer's log."""
 
-    def __init__(self, node: "Node", place: ReplicaPlace, tls: ssl.SSLContext) -> None:
+    def __init__(self, node: "Node", place: ReplicaPlace, tls: Sequence[ssl.SSLContext]) -> None:
         super().__init__(node, place, tls, lambda link, lost: LinkConnection(node, link, lost))
         self._reader = node
 

@@ -149,7 +149,9 @@ class Node:
         )
         self.server = Server(self, home.cluster, tls, lambda server: ServerConnection(self, server))
         self.links = {
-            place.number: LogLink(self, place, client_context(place.certificate_der, *home.tls_identity))
+            place.number: LogLink(
+                self, place, [client_context(place.certificate_der, *identity) for identity in home.tls_identities]
+            )
             for place in home.cluster.replicas
             if place.number != self.number
         }

@@ -202,9 +202,9 @@ GROUPS = {
     "config": ("check",),
     "debug": ("dump",),
     "evidence": ("list", "verify"),
-    "keys": ("passphrase",),
+    "keys": ("passphrase", "renew-certificate"),
     "lab": ("list", "run", "serve"),
-    "member": ("list", "replace", "move", "add", "remove"),
+    "member": ("list", "replace", "renew", "move", "add", "remove"),
 }
 COMMANDS = [*sorted(cli.commands), *(f"{group} {name}" for group, names in GROUPS.items() for name in names)]
 

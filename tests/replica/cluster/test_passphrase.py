@@ -261,10 +261,10 @@ def test_a_home_is_read_without_the_passphrase_and_runs_with_it(tmp_path):
     assert WORDS.decode() not in repr(opened)
     members = [place.certificate_der for place in home.cluster.replicas]
     server_context(opened.certificate_path, opened.key_path, members, opened.passphrase)
-    client_context(members[0], *opened.tls_identity)
+    client_context(members[0], *opened.tls_identities[0])
     # Without one, OpenSSL must not ask on a terminal in its own words.
     with pytest.raises(ssl.SSLError):
-        client_context(members[0], *home.tls_identity)
+        client_context(members[0], *home.tls_identities[0])
 
 
 def test_nobody_is_asked_for_keys_without_a_passphrase(tmp_path):
