@@ -13,7 +13,7 @@ Pure: time, nonces and signatures come in from outside, effects (`client.events`
       retransmitting one gives every replica the same reply.
   R4  No envelope reaches beyond acknowledged + session_window, hence none is answered "out of window".
   R5  Retransmission sends the same bytes; replicas execute them once.
-  R6  What replicas say alone (executed slot, view) is used as `client.hearsay` has it.
+  R6  What replicas say alone (executed slot, view, "busy") is used as `client.hearsay` has it.
 
 A session is opened when the first operation waits. Its `void_after` is R6's slot + 4 checkpoint intervals;
 replicas answer VOID beyond 8 intervals, so a value that one liar could raise would lock the client out. The
@@ -38,7 +38,7 @@ from client.events import (
     WakeAt,
 )
 from client.hearsay import Hearsay
-from client.pace import Pace
+from client.pace import Pace, Window
 from client.pending import (
     ADDRESS_SIZE,
     COUNT_END,
@@ -67,6 +67,7 @@ from replica.core.layout import U64_MAX, LayoutError
 HORIZON_INTERVALS = 4  # an opening is void this many checkpoint intervals after the slot it was made at
 ENVELOPE_OVERHEAD = 145 + SIGNATURE_SIZE  # header and fixed fields of an envelope of operations
 NOTICE_TEXT_MAX = 200
+BUSY = "busy"  # the code of a notice: a replica takes no more, from anybody or over this client's quota
 # Results that end a session.
 _ENDING = frozenset({Status.EXPIRED, Status.NOT_ALLOWED})
 
@@ -98,6 +99,7 @@ class ClientCore:
         self._limits = genesis.limits
         self._quorum = genesis.quorum
         self._pace = Pace(self.settings.patience_ms, self.settings.patience_learned_ms_max)
+        self._window = Window(self.settings.envelopes_in_flight_max)
         self._answered: list[int] = []  # when they were sent; taken in with the next `flush`, which knows the time
         self._hearsay = Hearsay(genesis.n, genesis.f)
         self._cluster_id, self._public_key = cluster_id, public_key
@@ -211,8 +213,10 @@ class ClientCore:
         return self._take_effects()
 
     def on_notice(self, replica: int, code: str, text: str) -> None:
-        """Keep the last notice of each replica, to be shown with a failure; it decides nothing."""
+        """Keep the last notice of each replica, to be shown with a failure; "busy" counts as R6 says."""
         self._hearsay.check(replica)
+        if code == BUSY:
+            self._hearsay.on_busy(replica, self._now)
         self.notices[replica] = (code[:NOTICE_TEXT_MAX], text[:NOTICE_TEXT_MAX])
 
     def close(self) -> list[Effect]:
@@ -287,6 +291,7 @@ class ClientCore:
         if not isinstance(reply, OperationsReply):
             raise TypeError("a reply changed its kind")
         self._finish(pending)
+        self._window.answered()
         if not pending.broadcast:
             self._answered.append(pending.sent_at)
         results = reply.results
@@ -405,8 +410,9 @@ class ClientCore:
             self._queue
             # With fewer there can be no answer; what stays here has a certain outcome, "not sent".
             and len(self._hearsay.connected) >= self._quorum
-            and len(self._in_flight) < self.settings.envelopes_in_flight_max
+            and len(self._in_flight) < self._window.size
             and self._in_flight_bytes < self.settings.bytes_in_flight_max
+            and not self._is_held_back(self.settings.busy_retry_ms)
         ):
             acknowledged = self._acknowledged()
             room = acknowledged + self._limits.session_window - self._next
@@ -476,10 +482,22 @@ class ClientCore:
         for attempt in impatient:
             self._send_to_all(attempt)
             self._pace.ended(attempt.patience_ms)
-            attempt.postpone(self._now, self.settings.patience_ms_max)
+            # Whoever is over its quota asks again at an even pace, once in as long as the quota's bucket takes to fill.
+            is_busy = self._is_held_back(self.settings.patience_ms_max)
+            attempt.postpone(self._now, self.settings.busy_patience_ms if is_busy else self.settings.patience_ms_max)
         if impatient:
+            if self._is_held_back(self.settings.patience_ms_max):
+                self._window.refused()
             # Perhaps there is another primary by now.
             self._effects.append(AskReports())
+
+    def _is_held_back(self, for_ms: int) -> bool:
+        """Say whether the replicas took no more (R6) within the last `for_ms` milliseconds; be woken after."""
+        at_ms = self._hearsay.busy_at_ms
+        if at_ms is None or self._now >= at_ms + for_ms:
+            return False
+        self._wake_by(at_ms + for_ms)
+        return True
 
     def _wake_by(self, at_ms: int) -> None:
         if at_ms < self._wake_at:

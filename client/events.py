@@ -21,6 +21,7 @@ class Settings:
     patience_ms_max: int = 8000  # patience doubles with every round of asking, up to this
     opening_wait_ms: int = 200  # how long to wait for the slots of more than f+1 replicas before opening
     busy_retry_ms: int = 250  # pause after an opening that found no room; doubles up to patience_ms_max
+    busy_patience_ms: int = 1000  # how long to wait before asking again at most, while the replicas take no more
     envelopes_in_flight_max: int = 16
     bytes_in_flight_max: int = 8 * MIB  # no further envelope starts above this
     queue_operations_max: int = 65536

@@ -18,6 +18,7 @@ class Hearsay:
         self.primary = 0
         self._n, self._f = n, f
         self._executed: dict[int, int] = {}
+        self._busy: dict[int, int] = {}  # when each last said that it takes no more
         self._views: dict[int, int] = {}
 
     def on_connected(self, replica: int) -> None:
@@ -39,6 +40,16 @@ class Hearsay:
         self._views[replica] = view
         if len(self._views) > self._f:
             self.primary = quorum.primary(self._usable(self._views), self._n)
+
+    def on_busy(self, replica: int, now_ms: int) -> None:
+        """Take in that `replica` says that it takes no more of this client's requests for now."""
+        self.check(replica)
+        self._busy[replica] = now_ms
+
+    @property
+    def busy_at_ms(self) -> int | None:
+        """A time since when some correct replica has not said so, or when it did; None if none ever did."""
+        return self._usable(self._busy) if len(self._busy) > self._f else None
 
     def forget_slots(self) -> None:
         """Forget what was heard of executed slots: it is too old to be of use."""

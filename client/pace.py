@@ -9,8 +9,33 @@ as soon as answers take longer than the patience that suits an idle one, and wou
 The ceiling keeps a primary that slows down bit by bit from buying itself more than that.
 """
 
+GROWTH = 32  # answers after which one more envelope may be in flight
 SMOOTHING = 8  # RFC 6298: alpha = 1/8 and, for the deviation, beta = 1/4
 DEVIATIONS = 4
+
+
+class Window:
+    """How many envelopes may be in flight: half as many after each round of asking in which the replicas took no more.
+
+    A client whose quota lets fewer wait than it has in flight would else have most of them refused, over and over.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.size = most
+        self._most = most
+        self._answers = 0
+
+    def refused(self) -> None:
+        """Take in that f+1 replicas took no more when everybody was asked."""
+        self.size = max(1, self.size // 2)
+        self._answers = 0
+
+    def answered(self) -> None:
+        """Take in an answer."""
+        self._answers += 1
+        if self._answers >= GROWTH:
+            self._answers = 0
+            self.size = min(self._most, self.size + 1)
 
 
 class Pace:

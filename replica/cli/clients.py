@@ -22,8 +22,10 @@ from replica.core.clients import (
     Permission,
     Revoke,
     SetMode,
+    SetQuota,
 )
 from replica.core.genesis import TEXT_SIZE_MAX
+from replica.core.quotas import BYTES_MAX, ENVELOPES_MAX, NO_QUOTA, OPERATIONS_PER_S_MAX, Quota
 from replica.operations.clients import command, read_policy
 from trustlog.cli.contract import Output, example, grid, key_values, output_option
 
@@ -36,7 +38,7 @@ _WORDS = {Right.READ: "read", Right.WRITE: "write", Right.READ | Right.WRITE: "r
 
 @click.group(
     "clients",
-    short_help="List, allow and revoke the keys of a running cluster's clients.",
+    short_help="List, allow, limit and revoke the keys of a running cluster's clients.",
     epilog=example("trustlog-replica clients list my-cluster"),
 )
 def clients_commands() -> None:
@@ -54,20 +56,34 @@ def clients_commands() -> None:
 @OPERATED
 @output_option
 def list_command(*, operator: Operator, output: Output) -> None:
-    """Say the mode, and every key that was allowed or revoked: ordered, and vouched for by f + 1 replicas."""
+    """Say the mode, the default quota, and every key that was allowed or revoked, with its own quota if it has one.
+
+    Ordered, and vouched for by f + 1 replicas.
+    """
     policy = asyncio.run(read_policy(operator.present, operator.key, deadline_s=operator.deadline_s))
-    rows = [_row(key, listing) for key, listing in policy.listings]
-    may = [_may(listing) for _, listing in policy.listings]
-    data = {"mode": policy.mode.label, "command": policy.number, "slot": policy.slot, "keys": rows}
-    plain = [f"mode={policy.mode.label} command={policy.number} slot={policy.slot}"]
-    plain += [
-        " ".join((row["key"], row["state"], what, row["name"] or "-")) for row, what in zip(rows, may, strict=True)
+    rows = [_row(*one) for one in policy.listings]
+    said = [
+        (row, _may(listing), _held_to(quota)) for row, (_, quota, listing) in zip(rows, policy.listings, strict=True)
     ]
+    data = {
+        "mode": policy.mode.label,
+        "command": policy.number,
+        "slot": policy.slot,
+        "quota": _quota_data(policy.quota),
+        "keys": rows,
+    }
+    plain = [f"mode={policy.mode.label} command={policy.number} slot={policy.slot} quota={_held_to(policy.quota)}"]
+    plain += [" ".join((row["key"], row["state"], what, held, row["name"] or "-")) for row, what, held in said]
     table = grid(
-        ["key", "name", "state", "may", "command"],
-        [[row["key"], row["name"], row["state"], what, row["command"]] for row, what in zip(rows, may, strict=True)],
+        ["key", "name", "state", "may", "quota", "command"],
+        [[row["key"], row["name"], row["state"], what, held, row["command"]] for row, what, held in said],
     )
-    summary = {"mode": policy.mode.label, "last command": policy.number, "as of slot": policy.slot}
+    summary = {
+        "mode": policy.mode.label,
+        "default quota": _held_to(policy.quota),
+        "last command": policy.number,
+        "as of slot": policy.slot,
+    }
     output.result(data, plain, Lines(key_values(summary), table))
 
 
@@ -127,6 +143,57 @@ def revoke_command(*, operator: Operator, key: str, output: Output) -> None:
     _order(output, operator, lambda number: Revoke(number, made), key=made.hex())
 
 
+@clients_commands.command(
+    "quota",
+    short_help="Limit what one client may ask for.",
+    epilog=example(
+        "trustlog-replica clients quota my-cluster my-cluster/client --operations-per-s 500",
+        "trustlog-replica clients quota my-cluster --operations-per-s 100 --envelopes 32",
+        "trustlog-replica clients quota my-cluster --none",
+    ),
+)
+@click.option(
+    "--operations-per-s",
+    type=click.IntRange(1, OPERATIONS_PER_S_MAX),
+    default=None,
+    help="Operations per second, as many at once.",
+)
+@click.option(
+    "--envelopes", type=click.IntRange(1, ENVELOPES_MAX), default=None, help="Requests waiting to be executed."
+)
+@click.option("--bytes", "octets", type=click.IntRange(1, BYTES_MAX), default=None, help="Bytes of requests waiting.")
+@click.option("--none", is_flag=True, help="No quota; a key then has the default again.")
+@OPERATED
+@click.argument("key", metavar="[KEY]", default="")
+@output_option
+def quota_command(
+    *,
+    operator: Operator,
+    key: str,
+    operations_per_s: int | None,
+    envelopes: int | None,
+    octets: int | None,
+    none: bool,
+    output: Output,
+) -> None:
+    """Limit what each replica takes from the client with KEY, which was allowed before; without KEY from every other.
+
+    A key's own quota stands in the place of the default as a whole; what no option says is limited only as for
+    everybody. A client that is over its quota is told so, and tries again later; what was taken is executed.
+    """
+    quota = Quota(envelopes or 0, octets or 0, operations_per_s or 0)
+    if none != (quota == NO_QUOTA):
+        raise click.UsageError("give limits (--operations-per-s, --envelopes, --bytes), or --none")
+    made = read_public_key(key) if key else b""
+    _order(
+        output,
+        operator,
+        lambda number: SetQuota(number, made, quota),
+        key=made.hex() or "default",
+        quota=_held_to(quota),
+    )
+
+
 def _order(output: Output, operator: Operator, made: Callable[[int], Command], **about: str) -> None:
     number, slot = asyncio.run(command(operator.present, operator.key, made, deadline_s=operator.deadline_s))
     data: dict[str, Any] = {"command": number, "slot": slot, **about}
@@ -145,15 +212,26 @@ def _permissions(read: Sequence[str], write: Sequence[str]) -> tuple[Permission,
     return tuple(Permission(right, prefix) for prefix, right in sorted(rights.items()))
 
 
-def _row(key: bytes, listing: Listing) -> dict[str, Any]:
+def _row(key: bytes, quota: Quota, listing: Listing) -> dict[str, Any]:
     return {
         "key": key.hex(),
         "name": listing.name,
         "state": "revoked" if listing.is_revoked else "allowed",
         "permissions": [{"rights": _WORDS[one.rights], **_shown(one.prefix)} for one in listing.permissions],
+        "quota": _quota_data(quota),
         "command": listing.number,
         "slot": listing.slot,
     }
+
+
+def _quota_data(quota: Quota) -> dict[str, int]:
+    """Return what a quota limits."""
+    limits = {"operations_per_s": quota.operations_per_s, "envelopes": quota.envelopes, "bytes": quota.octets}
+    return {name: limit for name, limit in limits.items() if limit}
+
+
+def _held_to(quota: Quota) -> str:
+    return ",".join(f"{name}={limit}" for name, limit in _quota_data(quota).items()) or "-"
 
 
 def _shown(prefix: bytes) -> dict[str, str]:

@@ -10,6 +10,8 @@ and no replica has to order them: NOT_ALLOWED is answered at once, in the same b
 ordered before. It says how things stand where the replica is: an operation that was on its way when its key was revoked
 may have been executed before.
 
+A key may have a quota (`replica.core.quotas`); all others have the default, at first none.
+
 An operator's command names its number, which must be the next one: so a captured command does nothing when it comes
 again, and of two operators who change something at a time one is told. As long as what it did is in force, it is
 answered with OK again.
@@ -17,7 +19,7 @@ answered with OK again.
 Layout of a command (integers big-endian; text is UTF-8 preceded by its u16 length):
 
     16  tag "trustlog/clients"   u8 version 1
-    u8  kind: 1 mode, 2 allow, 3 revoke, 4 show
+    u8  kind: 1 mode, 2 allow, 3 revoke, 4 show, 5 quota
     u64 number; 0 in kind 4
 
   kind 1, mode:     u8 mode: 0 open, 1 listed
@@ -25,11 +27,13 @@ Layout of a command (integers big-endian; text is UTF-8 preceded by its u16 leng
                     u16 length, prefix), each prefix once; without any: everything
   kind 3, revoke:   65 key
   kind 4, show:     16 nonce; u16 length 0 or 65, the key after which to begin
+  kind 5, quota:    u16 length 65, a key that is allowed or revoked, or 0: the default; 12 quota. One that limits
+                    nothing is none: that key has the default again
 
 SHOW changes nothing; its answer's text is the hexadecimal form of
 
-    u64 number of the last command, u8 mode, u8 1 if more keys follow
-    u16 count, count x (65 key, u16 length, record as below), in the order of the keys
+    u64 number of the last command, u8 mode, u8 1 if more keys follow, 12 the default quota
+    u16 count, count x (65 key, 12 its own quota, u16 length, record as below), in the order of the keys
 
 It is kept in the client table's records, which the checkpoint digest covers; none of them as long as there was no
 command:
@@ -37,6 +41,7 @@ command:
     "cp"      -> u64 number of the last command; u8 mode, u64 number and u64 slot of the command that set it
     "ck", key -> u64 number and u64 slot of the command that made it; u8 1 allowed, 2 revoked; name and permissions as
                  above; a revoked key's name stays
+    "cq", key or nothing -> u64 number and u64 slot of the command that set it; 12 quota, of that key or the default
 """
 
 import struct
@@ -48,6 +53,7 @@ from replica.application import Right
 from replica.core.envelope import Administer, AdministerReply, RefusedError, Status
 from replica.core.genesis import PUBLIC_KEY_SIZE, TEXT_SIZE_MAX
 from replica.core.layout import U16, LayoutError, Reader
+from replica.core.quotas import NO_QUOTA, QUOTA_SIZE, Quota, decode_quota
 from replica.core.sessions import CLIENTS_RECORDS
 from replica.core.state import BucketedMap
 
@@ -61,12 +67,13 @@ PREFIX_BYTES_MAX = 256
 # What an answer to SHOW holds; twice that in its hexadecimal text, whose length is a u16. One record always fits.
 PAGE_BYTES_MAX = 32_000
 
-POLICY, KEY = b"cp", b"ck"
+POLICY, KEY, QUOTA = b"cp", b"ck", b"cq"
 
 _HEADER = struct.Struct(">16sBBQ")
 _POLICY = struct.Struct(">QBQQ")
 _RECORD = struct.Struct(">QQB")
-_PAGE = struct.Struct(">QBBH")
+_PAGE = struct.Struct(f">QBB{QUOTA_SIZE}sH")
+_SET = struct.Struct(f">QQ{QUOTA_SIZE}s")
 _ALLOWED, _REVOKED = 1, 2
 
 
@@ -89,6 +96,7 @@ class Kind(IntEnum):
     ALLOW = 2
     REVOKE = 3
     SHOW = 4
+    QUOTA = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +157,20 @@ class Show:
         return _header(Kind.SHOW, 0) + self.nonce + U16.pack(len(self.after)) + self.after
 
 
-Command = SetMode | Allow | Revoke | Show
+@dataclass(frozen=True, slots=True)
+class SetQuota:
+    """A command of kind 5; `key`: b"" for the default."""
+
+    number: int
+    key: bytes
+    quota: Quota
+
+    def encode(self) -> bytes:
+        """Return the documented layout."""
+        return _header(Kind.QUOTA, self.number) + U16.pack(len(self.key)) + self.key + self.quota.encode()
+
+
+Command = SetMode | Allow | Revoke | Show | SetQuota
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,12 +191,13 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A part of the policy, as SHOW answers it: keys and what is agreed about them, in order."""
+    """A part of the policy, as SHOW answers it: keys, their own quotas and what is agreed about them, in order."""
 
     number: int
     mode: Mode
     more: bool
-    listings: tuple[tuple[bytes, Listing], ...]
+    quota: Quota
+    listings: tuple[tuple[bytes, Quota, Listing], ...]
 
 
 def is_about_clients(command: bytes) -> bool:
@@ -197,9 +219,9 @@ def decode_command(raw: bytes) -> Command:
     elif kind == Kind.REVOKE:
         made = Revoke(number, reader.take(PUBLIC_KEY_SIZE))
     elif kind == Kind.SHOW and number == 0:
-        made = Show(reader.take(NONCE_SIZE), reader.take(reader.u16()))
-        if len(made.after) not in {0, PUBLIC_KEY_SIZE}:
-            raise LayoutError(f"a key has {PUBLIC_KEY_SIZE} bytes, not {len(made.after)}")
+        made = Show(reader.take(NONCE_SIZE), _optional_key(reader))
+    elif kind == Kind.QUOTA:
+        made = SetQuota(number, _optional_key(reader), decode_quota(reader.take(QUOTA_SIZE)))
     else:
         raise LayoutError(f"unknown kind of command {kind}")
     reader.finish()
@@ -223,10 +245,17 @@ def decode_page(text: str) -> Page:
         reader = Reader(bytes.fromhex(text))
     except ValueError:
         raise LayoutError("not the answer to a question about clients") from None
-    number, mode, more, count = _PAGE.unpack(reader.take(_PAGE.size))
-    listings = tuple((reader.take(PUBLIC_KEY_SIZE), decode_listing(reader.take(reader.u16()))) for _ in range(count))
+    number, mode, more, quota, count = _PAGE.unpack(reader.take(_PAGE.size))
+    listings = tuple(
+        (
+            reader.take(PUBLIC_KEY_SIZE),
+            decode_quota(reader.take(QUOTA_SIZE)),
+            decode_listing(reader.take(reader.u16())),
+        )
+        for _ in range(count)
+    )
     reader.finish()
-    return Page(number, _mode(mode), more == 1, listings)
+    return Page(number, _mode(mode), more == 1, decode_quota(quota), listings)
 
 
 class Clients:
@@ -245,6 +274,8 @@ class Clients:
         self._listings: dict[bytes, Listing] = {}
         # Of keys with permissions: the prefixes of what they may read, and write.
         self._prefixes: dict[bytes, dict[Right, tuple[bytes, ...]]] = {}
+        # By key, b"" for the default: the number and the slot of the command that set it, and the quota.
+        self._quotas: dict[bytes, tuple[int, int, Quota]] = {}
 
     @classmethod
     def restored(cls, records: BucketedMap, *, by_prefix: bool) -> "Clients":
@@ -256,6 +287,8 @@ class Clients:
                 made.mode = _mode(mode)
             elif key.startswith(KEY) and len(key) == len(KEY) + PUBLIC_KEY_SIZE:
                 made._take(key[len(KEY) :], decode_listing(value))
+            elif key.startswith(QUOTA) and len(key) in {len(QUOTA), len(QUOTA) + PUBLIC_KEY_SIZE}:
+                made._quotas[key[len(QUOTA) :]] = _decode_set(value)
             else:
                 raise LayoutError(f"a record of {len(key)} and {len(value)} bytes is nothing about clients")
         return made
@@ -277,6 +310,17 @@ class Clients:
         """Say whether an allowed key has one right to a key of the state, or to all keys that begin with that."""
         prefixes = self._prefixes.get(client)
         return prefixes is None or key.startswith(prefixes[right])
+
+    def quota_of(self, client: bytes) -> Quota:
+        """Return what this key is held to: its own quota, or else the default; NO_QUOTA itself if there is neither."""
+        if not self._quotas:
+            return NO_QUOTA
+        own = self._own_quota(client)
+        return self._own_quota(b"") if own is NO_QUOTA else own
+
+    def _own_quota(self, key: bytes) -> Quota:
+        found = self._quotas.get(key)
+        return NO_QUOTA if found is None or found[2] == NO_QUOTA else found[2]
 
     def known(self, content: Administer) -> AdministerReply | None:
         """Return the reply to a command that was executed and whose effect is in force, else None."""
@@ -310,13 +354,17 @@ class Clients:
         if isinstance(command, SetMode):
             if command.number and (command.number, command.mode) == (self._mode_number, self.mode):
                 return _done(content, command.number, self._mode_slot)
+        elif isinstance(command, SetQuota):
+            number, slot, quota = self._quotas.get(command.key, (0, 0, NO_QUOTA))
+            if command.number and (command.number, command.quota) == (number, quota):
+                return _done(content, number, slot)
         elif not isinstance(command, Show):
             made = self._listings.get(command.key)
             if made is not None and made == self._made(command, made.slot):
                 return _done(content, command.number, made.slot)
         return None
 
-    def _judge(self, command: SetMode | Allow | Revoke) -> None:
+    def _judge(self, command: SetMode | Allow | Revoke | SetQuota) -> None:
         """Raise RefusedError if the command must not be executed."""
         if command.number != self.number + 1:
             raise RefusedError(f"command {command.number} of clients is given, the next one is {self.number + 1}")
@@ -325,13 +373,22 @@ class Clients:
                 "this cluster's application does not say which keys an operation reads and writes, so no key can be "
                 "allowed for some prefixes only"
             )
-        if not isinstance(command, SetMode) and command.key not in self._listings and len(self._listings) >= KEYS_MAX:
+        if isinstance(command, SetMode) or (isinstance(command, SetQuota) and not command.key):
+            return
+        is_new = command.key not in self._listings
+        if isinstance(command, SetQuota) and is_new:
+            raise RefusedError("only a key that is allowed can have a quota of its own: allow it first")
+        if is_new and len(self._listings) >= KEYS_MAX:
             raise RefusedError(f"{KEYS_MAX} keys are allowed or revoked already, and there is no room for more")
 
-    def _apply(self, command: SetMode | Allow | Revoke, slot: int) -> None:
+    def _apply(self, command: SetMode | Allow | Revoke | SetQuota, slot: int) -> None:
         self.number = command.number
         if isinstance(command, SetMode):
             self.mode, self._mode_number, self._mode_slot = command.mode, command.number, slot
+        elif isinstance(command, SetQuota):
+            self._quotas[command.key] = (command.number, slot, command.quota)
+            record = _SET.pack(command.number, slot, command.quota.encode())
+            self._records.put_unbounded(QUOTA + command.key, record)
         else:
             made = self._made(command, slot)
             self._take(command.key, made)
@@ -360,17 +417,33 @@ class Clients:
         size = _PAGE.size
         more = 0
         for key, record in self._records.scan(KEY, KEY + after if after else None):
-            part = key[len(KEY) :] + U16.pack(len(record)) + record
+            client = key[len(KEY) :]
+            part = client + self._own_quota(client).encode() + U16.pack(len(record)) + record
             size += len(part)
             if size > PAGE_BYTES_MAX:
                 more = 1
                 break
             parts.append(part)
-        return _PAGE.pack(self.number, self.mode, more, len(parts)) + b"".join(parts)
+        default = self._own_quota(b"").encode()
+        return _PAGE.pack(self.number, self.mode, more, default, len(parts)) + b"".join(parts)
 
 
 def _header(kind: Kind, number: int) -> bytes:
     return _HEADER.pack(CLIENTS_TAG, CLIENTS_VERSION, kind, number)
+
+
+def _optional_key(reader: Reader) -> bytes:
+    key = reader.take(reader.u16())
+    if len(key) not in {0, PUBLIC_KEY_SIZE}:
+        raise LayoutError(f"a key has {PUBLIC_KEY_SIZE} bytes, not {len(key)}")
+    return key
+
+
+def _decode_set(record: bytes) -> tuple[int, int, Quota]:
+    reader = Reader(record)
+    number, slot, quota = _SET.unpack(reader.take(_SET.size))
+    reader.finish()
+    return number, slot, decode_quota(quota)
 
 
 def _mode(number: int) -> Mode:

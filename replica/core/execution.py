@@ -28,6 +28,7 @@ from replica.core.envelope import (
 )
 from replica.core.genesis import Genesis
 from replica.core.members import Membership
+from replica.core.quotas import NO_QUOTA, Quota
 from replica.core.sessions import ClientTable, Session, answer
 from replica.core.state import BucketedMap
 
@@ -50,7 +51,8 @@ class Executed:
 class Executor:
     """The agreed state, and the only code that changes it.
 
-    clients_changed: whether the last slot changed who may be a client.
+    clients_changed: whether the last slot changed who may be a client. fresh: for each envelope of the last slot, how
+    many of its operations were executed, and not only answered again.
     """
 
     def __init__(self, application: Application, genesis: Genesis) -> None:
@@ -63,6 +65,7 @@ class Executor:
         self.membership = Membership(genesis, self.table.records)
         self.clients = Clients(self.table.records, by_prefix=self._accesses is not None)
         self.clients_changed = False
+        self.fresh: list[int] = []
         self.slot = 0
         self.operations = 0
 
@@ -108,10 +111,12 @@ class Executor:
         context.time_ms = max(context.time_ms, batch.time_ms)
         self.table.begin_slot(slot)
         commands_before = self.clients.number
-        replies = [
-            Executed(envelope.client, self._execute_envelope(envelope, slot, place))
-            for place, envelope in enumerate(batch.envelopes)
-        ]
+        replies = []
+        self.fresh = []
+        for place, envelope in enumerate(batch.envelopes):
+            before = self.operations
+            replies.append(Executed(envelope.client, self._execute_envelope(envelope, slot, place)))
+            self.fresh.append(self.operations - before)
         self.clients_changed = self.clients.number != commands_before
         self.membership.end_slot(slot)
         self.state.settle()
@@ -138,6 +143,10 @@ class Executor:
         if len(results) < len(known):
             return None
         return encode_operations_reply(content.session, content.first, results)
+
+    def quota_of(self, envelope: Envelope) -> Quota:
+        """Return the quota that an envelope of a client counts for; an operator's commands count for none."""
+        return NO_QUOTA if isinstance(envelope.content, Administer) else self.clients.quota_of(envelope.client)
 
     def peek(self, operation: bytes, client: bytes = b"") -> Result:
         """Return what `operation` would give `client` now, changing nothing: an answer nobody else vouches for."""

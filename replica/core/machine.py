@@ -67,6 +67,7 @@ from replica.core.layout import LayoutError
 from replica.core.logstate import LogState
 from replica.core.patience import Patience
 from replica.core.pen import Pen
+from replica.core.quotas import NO_QUOTA
 from replica.core.requests import QueueFullError, Waiting
 from replica.core.rules import Reading, Violation, Wait, apply_entry, apply_opening, judge
 from replica.core.snapshot import MilestoneRule, Snapshot
@@ -220,10 +221,11 @@ class ReplicaCore(Inspection):
             # What has no effect leaves no trace in the client table, and would be ordered again and again while relays
             # of it are under way. Not never: who relayed it may have skipped its execution, by a transfer.
             return
+        quota = NO_QUOTA if event.relayed else self.executor.quota_of(envelope)
         try:
-            waiting = self._known.requests.add(envelope, self._known.now_ms)
+            waiting = self._known.requests.add(envelope, self._known.now_ms, quota)
         except QueueFullError as full:
-            self.refusals["request-queue-full"] += 1
+            self.refusals[full.reason] += 1
             self._effects.append(Refuse(event.source, "busy", str(full)))
             return
         if waiting is not None and self.primary != self.number and not event.relayed:
@@ -438,7 +440,8 @@ class ReplicaCore(Inspection):
         replies = self.executor.execute(slot, batch)
         self._known.executed = slot
         self._pen.expectation.executed(batch, self._known.requests, self._known.now_ms)
-        for envelope in batch.envelopes:
+        for envelope, fresh in zip(batch.envelopes, self.executor.fresh, strict=True):
+            self._known.requests.charge(envelope, fresh, self.executor.quota_of(envelope), self._known.now_ms)
             self.patience.executed(self._known.requests.executed(envelope, self._known.now_ms))
         answered = self._drop_what_is_answered(batch)
         self._known.ends = self.executor.membership.last_slot_of(self.genesis.list_number)

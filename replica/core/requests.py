@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from replica.core.batch import BATCH_OVERHEAD_MAX
 from replica.core.envelope import Envelope, Operations
 from replica.core.genesis import KIB, MIB, Limits
+from replica.core.quotas import NO_QUOTA, Buckets, Quota
 
 REQUESTS_MAX = 8192
 # Digests of executed requests that are remembered.
@@ -55,6 +56,7 @@ class Waiting:
     relayed_ms: int | None = None
     overtaken: int = 0
     proposed: bool = False
+    charged: bool = False  # its operations were taken out of its client's bucket
 
 
 @dataclass(slots=True)
@@ -96,6 +98,7 @@ class RequestQueue:
         self._by_client: dict[bytes, dict[bytes, Waiting]] = {}  # as above, those proposed included
         self._client_bytes: dict[bytes, int] = {}
         self._bytes = 0
+        self._buckets = Buckets()
         self._executed: dict[bytes, tuple[int, int]] = {}  # digest -> how often, when last; the latest last
 
     def __len__(self) -> int:
@@ -109,8 +112,11 @@ class RequestQueue:
         """Say whether anything waits to be proposed."""
         return bool(self._unproposed)
 
-    def add(self, envelope: Envelope, now_ms: int) -> Waiting | None:
-        """Take a request; return None if it waits already. QueueFullError, changing nothing, if there is no room."""
+    def add(self, envelope: Envelope, now_ms: int, quota: Quota = NO_QUOTA) -> Waiting | None:
+        """Take a request; return None if it waits already. QueueFullError, changing nothing, if there is no room.
+
+        quota: its client's, if this replica has it from the client itself.
+        """
         digest = envelope.digest()
         if digest in self._waiting:
             return None
@@ -121,12 +127,36 @@ class RequestQueue:
         if count >= REQUESTS_PER_CLIENT_MAX or taken + size > REQUEST_BYTES_PER_CLIENT_MAX:
             raise QueueFullError("this client has too many requests waiting; wait for replies before sending more")
         waiting = Waiting(envelope, digest, now_ms, self.work)
+        if quota is not NO_QUOTA:
+            self._keep_to(quota, waiting, count, taken)
         self._waiting[digest] = waiting
         self._by_client.setdefault(envelope.client, {})[digest] = waiting
         self._client_bytes[envelope.client] = taken + size
         self._bytes += size
         self._line_up(waiting)
         return waiting
+
+    def _keep_to(self, quota: Quota, waiting: Waiting, count: int, taken: int) -> None:
+        """Charge a request to its client; OverQuotaError if it is over quota with what waits already."""
+        envelope, now_ms, rate = waiting.envelope, waiting.since_ms, quota.operations_per_s
+        if quota.envelopes and count >= quota.envelopes:
+            raise OverQuotaError(f"{quota.envelopes} requests waiting at a time")
+        if quota.octets and count and taken + len(envelope.raw) > quota.octets:
+            raise OverQuotaError(f"{quota.octets} bytes of requests waiting at a time")
+        if rate:
+            operations = operations_of(envelope)
+            if not self._buckets.has(envelope.client, operations, rate, now_ms):
+                raise OverQuotaError(f"{rate} operations per second")
+            self._buckets.charge(envelope.client, operations, rate, now_ms)
+            waiting.charged = True
+
+    def charge(self, envelope: Envelope, operations: int, quota: Quota, now_ms: int) -> None:
+        """Charge a client for operations of this envelope that were executed, unless it was charged when it came."""
+        if not operations or not quota.operations_per_s:
+            return
+        waiting = self.find(envelope)
+        if waiting is None or not waiting.charged:
+            self._buckets.charge(envelope.client, operations, quota.operations_per_s, now_ms)
 
     def find(self, envelope: Envelope) -> Waiting | None:
         """Return the waiting request with these bytes."""
@@ -268,4 +298,16 @@ class RequestQueue:
 
 
 class QueueFullError(Exception):
-    """No room for a request; the text says what the client can do."""
+    """No room for a request; the text says what the client can do. reason: under which it is counted."""
+
+    reason = "request-queue-full"
+
+
+class OverQuotaError(QueueFullError):
+    """A request is over its client's quota, which the argument names."""
+
+    reason = "request-over-quota"
+
+    def __str__(self) -> str:
+        """Return the text for the client."""
+        return f"this client is over its quota of {self.args[0]}, which an operator set; send again later"

@@ -10,6 +10,7 @@ from replica.cluster.keys import ClientKey
 from replica.core.clients import NONCE_SIZE, Command, Listing, Mode, Show, decode_page
 from replica.core.envelope import Status
 from replica.core.layout import LayoutError
+from replica.core.quotas import Quota
 from replica.operations.changing import ChangeError, Council, silence
 
 PAGES_MAX = 10_000
@@ -17,12 +18,16 @@ PAGES_MAX = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What is agreed about clients: after which command, and at which slot that was so at the latest."""
+    """What is agreed about clients: after which command, and at which slot that was so at the latest.
+
+    quota: of keys that have none of their own; listings: keys, their own quotas, and what else is agreed about them.
+    """
 
     number: int
     slot: int
     mode: Mode
-    listings: tuple[tuple[bytes, Listing], ...]
+    quota: Quota
+    listings: tuple[tuple[bytes, Quota, Listing], ...]
 
 
 async def read_policy(cluster: ClusterFile, key: ClientKey, *, deadline_s: float) -> Policy:
@@ -57,7 +62,7 @@ async def command(
 
 async def _read(council: Council) -> Policy:
     """Ask page by page; from the beginning again if a command came in between."""
-    listings: list[tuple[bytes, Listing]] = []
+    listings: list[tuple[bytes, Quota, Listing]] = []
     number: int | None = None
     for _ in range(PAGES_MAX):
         after = listings[-1][0] if listings else b""
@@ -74,5 +79,5 @@ async def _read(council: Council) -> Policy:
         number = page.number
         listings += page.listings
         if not page.more:
-            return Policy(page.number, reply.slot, page.mode, tuple(listings))
+            return Policy(page.number, reply.slot, page.mode, page.quota, tuple(listings))
     raise ChangeError("who may be a client changes faster than it can be read; try again later")

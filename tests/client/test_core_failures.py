@@ -1,5 +1,7 @@
 """The core's rules when replicas are silent, lost or replaced, in virtual time: deadlines (R2), whom to send to (R5, R6)."""
 
+from itertools import pairwise
+
 import pytest
 
 from client.events import Failure, Settings
@@ -154,6 +156,46 @@ def test_notices_are_kept_one_per_replica_and_bounded():
         h.core.on_notice(1, "busy", f"{i}" * 5000)
     assert list(h.core.notices) == [1]
     assert len(h.core.notices[1][1]) == 200
+
+
+def busy(h, *replicas):
+    for replica in replicas:
+        h.core.on_notice(replica, "busy", "over its quota")
+
+
+def test_while_f_plus_1_replicas_take_no_more_nothing_new_leaves_and_what_left_is_repeated_evenly():
+    h = Harness(settings=Settings(envelopes_in_flight_max=4)).ready()
+    h.submit("a", deadline=h.now + 60_000)
+    busy(h, 0, 1)
+    h.decoded()
+    h.submit("b")
+    assert not h.sent, "nothing new"
+    h.advance(249)
+    assert not h.sent
+    h.advance(1)
+    (_, late) = only(h.decoded())
+    assert late.operations == (b"b",)
+    for replica in (0, 1):
+        h.reply(replica, reply_to(late))
+    rounds = []
+    for _ in range(12_000 // 50):
+        h.advance(50)
+        for replicas, envelope in h.decoded():
+            assert (replicas, envelope.operations) == ((0, 1, 2), (b"a",))
+            rounds.append(h.now)
+            busy(h, 0, 1, 2)
+    assert {after - before for before, after in pairwise(rounds)} == {1000}, rounds
+
+
+def test_what_f_replicas_say_of_being_busy_holds_nobody_back():
+    h = Harness().ready()
+    for _ in range(3):
+        busy(h, 1)
+    h.submit("a")
+    assert len(h.decoded()) == 1
+    h.core.on_notice(0, "something else", "")
+    h.submit("b")
+    assert len(h.decoded()) == 1
 
 
 def test_settings_must_be_positive():

@@ -3,7 +3,7 @@
 import pytest
 
 from client.events import Settings
-from client.pace import Pace
+from client.pace import GROWTH, Pace, Window
 from tests.client.harness import Harness, reply_to
 
 
@@ -105,3 +105,23 @@ def test_nothing_is_learned_where_it_is_not_wanted():
     h = Harness(settings=Settings(patience_ms=300, patience_learned_ms_max=300)).ready()
     assert broadcasts_of(h, 290, 5) == [0] * 5
     assert broadcasts_of(h, 310, 5) == [1] * 5
+
+
+def test_the_window_is_halved_and_grows_back_one_by_one():
+    window = Window(5)
+    sizes = []
+    for _ in range(4):
+        window.refused()
+        sizes.append(window.size)
+    assert sizes == [2, 1, 1, 1]
+    for _ in range(GROWTH - 1):
+        window.answered()
+    assert window.size == 1
+    window.answered()
+    assert window.size == 2
+    for _ in range(GROWTH - 1):
+        window.answered()
+    window.refused()
+    for _ in range(GROWTH * 10):
+        window.answered()
+    assert window.size == 5

@@ -14,7 +14,7 @@ import pytest
 from replica.cluster.home import load_home
 from replica.cluster.memberlists import members_path
 from replica.cluster.passphrase import PassphraseSource, change_passphrases
-from replica.cluster.provision import load_public_part
+from replica.cluster.provision import PublicPart, dump_public_part, load_public_part
 from replica.wire.messages import Welcome
 from replica.wire.tls import client_context, presented_certificate
 from tests.cluster.test_members import DEADLINE_S, Changing, under_load
@@ -198,4 +198,7 @@ def test_what_is_refused(tmp_path):
         over()
         cluster.make_next()
         cluster.member("renew", cluster.directory, public_file)
+        refused(kept, "has this certificate, or had it before")
+        first = PublicPart(cluster.cluster.replicas[1], cluster.cluster.genesis.members[1])
+        kept.write_bytes(dump_public_part(first))
         refused(kept, "has this certificate, or had it before")

@@ -198,7 +198,7 @@ def test_run_hands_settings_and_exit_code_on(call, monkeypatch):
 
 
 GROUPS = {
-    "clients": ("list", "mode", "allow", "revoke"),
+    "clients": ("list", "mode", "allow", "quota", "revoke"),
     "config": ("check",),
     "debug": ("dump",),
     "evidence": ("list", "verify"),

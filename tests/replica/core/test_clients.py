@@ -22,6 +22,7 @@ from replica.core.clients import (
     Permission,
     Revoke,
     SetMode,
+    SetQuota,
     Show,
     decode_command,
     decode_listing,
@@ -32,9 +33,10 @@ from replica.core.envelope import (
     Status,
 )
 from replica.core.execution import Executor
-from replica.core.genesis import TEXT_SIZE_MAX
+from replica.core.genesis import MIB, TEXT_SIZE_MAX
 from replica.core.layout import U64_MAX, LayoutError
 from replica.core.members import MEMBERS_TAG
+from replica.core.quotas import NO_QUOTA, Quota
 from replica.core.state import BucketedMap
 from tests.replica.core.harness import public_key
 from tests.replica.core.policed import BOTH, READ, G, Policed
@@ -46,6 +48,8 @@ EXAMPLES = [
     Revoke(3, public_key(2)),
     Show(bytes(16)),
     Show(b"n" * 16, public_key(3)),
+    SetQuota(4, b"", Quota(1, 2, 3)),
+    SetQuota(5, public_key(1), NO_QUOTA),
 ]
 
 
@@ -89,7 +93,7 @@ def allow(name: bytes = b"", permissions: list[tuple[int, bytes]] = [], count: i
         (head(1, version=2) + b"\0", "version"),
         (head(1) + b"\2", "unknown mode 2"),
         (head(0), "unknown kind of command 0"),
-        (head(5), "unknown kind of command 5"),
+        (head(6), "unknown kind of command 6"),
         (head(4, number=1) + bytes(18), "unknown kind of command 4"),
         (head(4, number=0) + bytes(16) + b"\0\1x", "a key has 65 bytes"),
         (allow(name=b"\xff"), "not UTF-8"),
@@ -100,6 +104,10 @@ def allow(name: bytes = b"", permissions: list[tuple[int, bytes]] = [], count: i
         (allow(permissions=[(1, b"x" * (PREFIX_BYTES_MAX + 1))]), "the limit is 256"),
         (allow(permissions=[(1, b"%d" % i) for i in range(PERMISSIONS_MAX + 1)]), "17 permissions"),
         (allow(count=65535), "65535 permissions"),
+        (head(5) + b"\0\1x" + bytes(12), "a key has 65 bytes"),
+        (head(5) + bytes(2) + Quota(257).encode(), "257 envelopes, the limit is 256"),
+        (head(5) + bytes(2) + Quota(0, 16 * MIB + 1).encode(), "bytes, the limit is 16777216"),
+        (head(5) + bytes(2) + Quota(0, 0, 1_000_001).encode(), "per second, the limit is 1000000"),
     ],
 )
 def test_what_is_no_command_is_an_error_that_says_why(raw: bytes, why: str):
@@ -167,7 +175,16 @@ def test_a_command_whose_time_is_over():
     assert w.command(SetMode(1, Mode.LISTED), void_after=w.executor.slot + 1).status is Status.OK
 
 
-@pytest.mark.parametrize("command", [SetMode(1, Mode.LISTED), Allow(1, public_key(5), "x"), Revoke(1, public_key(5))])
+@pytest.mark.parametrize(
+    "command",
+    [
+        SetMode(1, Mode.LISTED),
+        Allow(1, public_key(5), "x"),
+        Revoke(1, public_key(5)),
+        SetQuota(1, b"", Quota(1)),
+        SetQuota(1, b"", NO_QUOTA),
+    ],
+)
 def test_what_is_in_force_is_answered_again_in_the_same_bytes(command):
     w = Policed()
     envelope = w.envelope(command)
@@ -202,6 +219,48 @@ def test_a_captured_command_does_nothing_when_it_comes_again():
     assert (reply.status, reply.text) == (Status.ERROR, "command 1 of clients is given, the next one is 3")
     assert w.executor.table.root() == root
     assert not w.executor.clients.is_allowed(client.key)
+
+
+def test_a_key_has_its_own_quota_or_the_default():
+    w = Policed()
+    mine, other = (client.key for client in w.clients)
+    quota_of = w.executor.clients.quota_of
+    assert quota_of(mine) is NO_QUOTA
+    assert "allow it first" in w.command(SetQuota(1, mine, Quota(1))).text
+    before = w.executor.digest()
+    w.done(SetQuota(1, b"", Quota(2)))
+    assert w.executor.digest() != before
+    w.done(Allow(2, mine), SetQuota(3, mine, Quota(0, 3)))
+    assert (quota_of(mine), quota_of(other)) == (Quota(0, 3), Quota(2))
+    w.done(Allow(4, mine, "again"))
+    assert quota_of(mine) == Quota(0, 3), "what else is agreed about the key does not change it"
+    w.done(SetQuota(5, mine, NO_QUOTA))
+    assert quota_of(mine) == Quota(2)
+    w.done(SetQuota(6, b"", NO_QUOTA))
+    assert quota_of(mine) is NO_QUOTA
+    command = w.envelope(SetQuota(7, b"", Quota(1)))
+    w.done(SetQuota(7, b"", Quota(1)))
+    assert w.executor.quota_of(command) is NO_QUOTA, "an operator's commands count for none"
+    assert w.executor.quota_of(w.client.operations(b"x")) == Quota(1)
+
+
+def test_two_quotas_are_two_states():
+    digests = set()
+    for command in (SetQuota(1, b"", Quota(1)), SetQuota(1, b"", Quota(2)), SetQuota(1, b"", Quota(1, 1))):
+        w = Policed()
+        w.done(command)
+        digests.add(w.executor.digest())
+    assert len(digests) == 3
+
+
+def test_only_what_is_executed_anew_is_counted():
+    w = Policed()
+    client = w.client
+    first = client.operations(kv.put(b"k", b"v"), kv.get(b"k"))
+    w.run(first)
+    assert w.executor.fresh == [2]
+    w.executor.execute(w.executor.slot + 1, w.batch(first, client.operations(kv.get(b"k"))))
+    assert w.executor.fresh == [0, 1]
 
 
 def test_no_more_keys_than_there_is_room_for(monkeypatch):
@@ -241,7 +300,8 @@ def test_showing_page_by_page():
     for number in range(1, 13):
         w.done(Allow(number, public_key(number), f"client {number}", wide))
     w.done(Revoke(13, public_key(3)), SetMode(14, Mode.LISTED))
-    found: list[tuple[bytes, Listing]] = []
+    w.done(SetQuota(15, b"", Quota(7)), SetQuota(16, public_key(4), Quota(0, 8)), SetQuota(17, public_key(5), NO_QUOTA))
+    found: list[tuple[bytes, Quota, Listing]] = []
     pages = 0
     more = True
     while more:
@@ -249,14 +309,16 @@ def test_showing_page_by_page():
         reply = w.command(Show(bytes(16), found[-1][0] if found else b""))
         assert w.executor.table.root() == root
         page = decode_page(reply.text)
-        assert (page.number, page.mode) == (14, Mode.LISTED)
+        assert (page.number, page.mode, page.quota) == (17, Mode.LISTED, Quota(7))
         found += page.listings
         more = page.more
         pages += 1
     assert pages == 2
-    assert [key for key, _ in found] == sorted(public_key(number) for number in range(1, 13))
-    assert dict(found)[public_key(3)] == Listing(13, 14, True, "client 3")
-    assert dict(found)[public_key(4)].permissions == wide
+    assert [key for key, _, _ in found] == sorted(public_key(number) for number in range(1, 13))
+    listed = {key: listing for key, _, listing in found}
+    assert listed[public_key(3)] == Listing(13, 14, True, "client 3")
+    assert listed[public_key(4)].permissions == wide
+    assert [(key, quota) for key, quota, _ in found if quota != NO_QUOTA] == [(public_key(4), Quota(0, 8))]
     for bad in ("", "zz", reply.text[:-2], reply.text + "00"):
         with pytest.raises(LayoutError):
             decode_page(bad)
@@ -268,19 +330,21 @@ def test_what_is_restored_goes_on_alike():
     before = w.envelope(SetMode(1, Mode.LISTED))
     w.run(before)
     w.done(Allow(2, mine.key, "m", (Permission(BOTH, b"a/"),)), Allow(3, other.key), Revoke(4, other.key))
+    w.done(SetQuota(5, b"", Quota(9)), SetQuota(6, mine.key, Quota(0, 0, 5)))
     w.reopen(mine, 5)
     restored = w.restored()
     assert restored.digest() == w.executor.digest()
     assert restored.known_reply(before) == w.executor.known_reply(before) is not None
     batches = [
         w.batch(mine.operations(kv.put(b"a/1", b"x"), kv.put(b"b/1", b"x")), other.open(b"q" * 16, 20)),
-        w.batch(w.envelope(Allow(3, other.key)), w.envelope(Allow(5, other.key)), other.open(b"r" * 16, 20)),
+        w.batch(w.envelope(Allow(3, other.key)), w.envelope(Allow(7, other.key)), other.open(b"r" * 16, 20)),
     ]
     for batch in batches:
         slot = w.executor.slot + 1
         assert restored.execute(slot, batch) == w.executor.execute(slot, batch)
         assert restored.digest() == w.executor.digest()
     assert restored.clients.is_allowed(other.key)
+    assert [restored.clients.quota_of(client.key) for client in (mine, other)] == [Quota(0, 0, 5), Quota(9)]
 
 
 @pytest.mark.parametrize(
@@ -293,6 +357,10 @@ def test_what_is_restored_goes_on_alike():
         (b"ck" + bytes(64), Listing(1, 1, False).encode()),
         (b"ck" + bytes(65), b""),
         (b"ck" + bytes(65), Listing(1, 1, False).encode() + b"\0"),
+        (b"cq", bytes(27)),
+        (b"cq", bytes(29)),
+        (b"cq", bytes(16) + Quota(257).encode()),
+        (b"cq" + bytes(64), bytes(28)),
         (b"cx" + bytes(65), Listing(1, 1, False).encode()),
     ],
 )
