@@ -5,6 +5,7 @@ from itertools import pairwise
 import pytest
 
 from client.events import Failure, Settings
+from client.pace import GROWTH
 from replica.core.envelope import Open
 from tests.client.harness import Harness, only, open_reply, reply_to
 
@@ -185,6 +186,36 @@ def test_while_f_plus_1_replicas_take_no_more_nothing_new_leaves_and_what_left_i
             rounds.append(h.now)
             busy(h, 0, 1, 2)
     assert {after - before for before, after in pairwise(rounds)} == {1000}, rounds
+
+
+def test_who_was_told_to_be_over_its_quota_has_less_in_flight():
+    h = Harness(settings=Settings(envelopes_in_flight_max=4)).ready()
+
+    def in_flight(*tickets):
+        """Submit these one by one, answer what left, and return how many that were at once."""
+        for ticket in tickets:
+            h.submit(ticket, deadline=h.now + 60_000)
+        asked = [envelope for _, envelope in h.decoded()]
+        for envelope in asked:
+            for replica in (0, 1):
+                h.reply(replica, reply_to(envelope))
+        return len(asked)
+
+    for ticket in "abcd":
+        h.submit(ticket, deadline=h.now + 60_000)
+    envelopes = [envelope for _, envelope in h.decoded()]
+    assert len(envelopes) == 4
+    busy(h, 0, 1)
+    h.advance(500)
+    assert len(h.decoded()) == 4, "everybody is asked"
+    for envelope in envelopes:
+        for replica in (0, 1):
+            h.reply(replica, reply_to(envelope))
+    assert in_flight("e", "f", "g") == 2
+    assert in_flight() == 1
+    for number in range(GROWTH):
+        in_flight(number)
+    assert in_flight("h", "i", "j", "k") == 3
 
 
 def test_what_f_replicas_say_of_being_busy_holds_nobody_back():

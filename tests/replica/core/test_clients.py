@@ -202,10 +202,11 @@ def test_what_is_in_force_is_answered_again_in_the_same_bytes(command):
 
 
 def test_the_first_command_is_not_known_before_it_came():
-    """A cluster without commands is in mode open, which no command has set."""
+    """A cluster without commands is in mode open and has no quota, which no command has set."""
     w = Policed()
-    assert w.executor.known_reply(w.envelope(SetMode(0, Mode.OPEN))) is None
-    assert w.command(SetMode(0, Mode.OPEN)).status is Status.ERROR
+    for command in (SetMode(0, Mode.OPEN), SetQuota(0, b"", NO_QUOTA)):
+        assert w.executor.known_reply(w.envelope(command)) is None
+        assert w.command(command).status is Status.ERROR
 
 
 def test_a_captured_command_does_nothing_when_it_comes_again():
