@@ -58,7 +58,7 @@ def test_every_command_of_the_page(tmp_path):
     cwd = tmp_path / "a b"
     cwd.mkdir()
     lines = commands(PAGE)
-    assert len(lines) == 26
+    assert len(lines) == 27
     ran = []
     with Renewed(cwd / "my-cluster") as cluster:
         cluster.start_and_wait()
