@@ -3,6 +3,7 @@
 provisioning.py   init, keygen, client-key, assemble; keys.py: keys passphrase
 member.py         member list, replace, move, add, remove
 clients.py        clients list, mode, allow, revoke
+application.py    application show, activate
 running.py        run, dev (with dev.py), close
 settings.py       config check, and settings as options
 status.py         status, health; probe.py: probe, of a container's HTTP port or log
@@ -19,6 +20,7 @@ from typing import NoReturn
 
 import click
 
+from replica.cli.application import application_commands
 from replica.cli.audit import audit_command
 from replica.cli.backup import backup_command, restore_command
 from replica.cli.clients import clients_commands
@@ -85,6 +87,7 @@ for _command in (
     probe_command,
     member_commands,
     clients_commands,
+    application_commands,
     lab_commands,
     sim_command,
 ):

@@ -71,8 +71,8 @@ class Operator:
         """An operator's key; ChangeError if it is none of this cluster's, which may have none."""
         if not self.present.genesis.operators:
             raise ChangeError(
-                f"{self.file}: genesis.operators: this cluster was made without an operator's key, so its members, and "
-                "who may be a client, stay as they are"
+                f"{self.file}: genesis.operators: this cluster was made without an operator's key, so its members, "
+                "who may be a client, and its application's version stay as they are"
             )
         folder = self.folder or self.file.parent / OPERATOR_NAME
         key = unlocked_client_key(folder, PassphraseSource(self.passphrase_file, asker()))

@@ -22,8 +22,8 @@ Layout (integers big-endian):
 
   kind 3, administer:
     u64 void after: it does nothing when executed above this slot
-    u32 length, command: a list of members (`replica.core.members`), or about clients (`replica.core.clients`); judged
-        when it is executed, not before
+    u32 length, command: a list of members (`replica.core.members`), about clients (`replica.core.clients`), or about
+        the application's version (`replica.core.versions`); judged when it is executed, not before
 
     64  signature by the client's key over all bytes before it (ECDSA P-256, SHA-256, raw r and s)
 

@@ -3,13 +3,16 @@
 `Executor.execute` takes the next slot's batch and returns the replies. An application's exception is an error result
 and changes nothing; a request that was executed before gets the result kept; nothing here can fail because of what a
 batch holds. What its key is not allowed (`replica.core.clients`) is not executed, ordered or not.
+
+The application does what the version in force does (`replica.core.versions`). Code that does not know that one executes
+nothing: `outdated` says so, and what to do.
 """
 
 import hashlib
 import struct
 from dataclasses import dataclass
 
-from replica.application import Application, Context, OperationError, Right
+from replica.application import Application, Context, OperationError, Right, accesses_of, known_version
 from replica.core.batch import Batch
 from replica.core.clients import Clients, is_about_clients
 from replica.core.envelope import (
@@ -31,6 +34,7 @@ from replica.core.members import Membership
 from replica.core.quotas import NO_QUOTA, Quota
 from replica.core.sessions import ClientTable, Session, answer
 from replica.core.state import BucketedMap
+from replica.core.versions import Versions, is_about_versions
 
 CHECKPOINT_TAG = b"trustlog/state\0\0"
 ERROR_TEXT_BYTES_MAX = 1000
@@ -53,11 +57,14 @@ class Executor:
 
     clients_changed: whether the last slot changed who may be a client. fresh: for each envelope of the last slot, how
     many of its operations were executed, and not only answered again.
+    knows_version: the newest version of the application's behaviour that the code here knows.
     """
 
     def __init__(self, application: Application, genesis: Genesis) -> None:
         self._application = application
-        self._accesses = getattr(application, "accesses", None)
+        self._accesses = accesses_of(application)
+        self._name = genesis.application
+        self.knows_version = known_version(application)
         self._limits = genesis.limits
         self._operators = genesis.operators
         self._context = Context(BucketedMap())
@@ -66,6 +73,7 @@ class Executor:
         self.clients = Clients(self.table.records, by_prefix=self._accesses is not None)
         self.clients_changed = False
         self.fresh: list[int] = []
+        self.versions = Versions(self.table.records)
         self.slot = 0
         self.operations = 0
 
@@ -88,6 +96,7 @@ class Executor:
         executor.table = ClientTable.restored(genesis.limits, records)
         executor.membership = Membership.restored(genesis, records)
         executor.clients = Clients.restored(records, by_prefix=executor._accesses is not None)
+        executor.versions = Versions.restored(records)
         executor.slot = slot
         return executor
 
@@ -101,13 +110,28 @@ class Executor:
         """The application's state."""
         return self._context.state
 
+    @property
+    def outdated(self) -> str | None:
+        """Why nothing more may be executed here: the code does not know the version in force. None if it does."""
+        wanted, known = self.versions.present, self.knows_version
+        if wanted <= known:
+            return None
+        return (
+            f"application {self._name}: version {wanted} is in force after slot {self.versions.after}, and the code "
+            f"here knows no version above {known}: install the code that knows version {wanted}, and start this "
+            "replica again; nothing is lost, it goes on where it was"
+        )
+
     def execute(self, slot: int, batch: Batch) -> list[Executed]:
         """Execute the batch decided for `slot`, which must be the next one; return a reply per envelope."""
         if slot != self.slot + 1:
             raise RuntimeError(f"slot {slot} executed after slot {self.slot}")
+        if self.outdated is not None:
+            raise RuntimeError(f"slot {slot} executed by code that is too old: {self.outdated}")
         self.slot = slot
         context = self._context
         context.slot = slot
+        context.version = self.versions.present
         context.time_ms = max(context.time_ms, batch.time_ms)
         self.table.begin_slot(slot)
         commands_before = self.clients.number
@@ -119,6 +143,7 @@ class Executor:
             self.fresh.append(self.operations - before)
         self.clients_changed = self.clients.number != commands_before
         self.membership.end_slot(slot)
+        self.versions.end_slot()
         self.state.settle()
         return replies
 
@@ -132,8 +157,7 @@ class Executor:
             opened = self.table.opened(envelope.client, content.nonce)
             return None if opened is None else encode_open_reply(OpenReply(content.nonce, Status.OK, opened))
         if isinstance(content, Administer):
-            about = self.clients if is_about_clients(content.command) else self.membership
-            known_change = about.known(content)
+            known_change = self._about(content.command).known(content)
             return None if known_change is None else encode_administer_reply(known_change)
         session = self.table.find(content.session, envelope.client)
         if session is None:
@@ -152,8 +176,12 @@ class Executor:
         """Return what `operation` would give `client` now, changing nothing: an answer nobody else vouches for."""
         if not self.clients.is_allowed(client):
             return Result(Status.NOT_ALLOWED, 0, b"")
+        outdated = self.outdated
+        if outdated is not None:
+            return Result(Status.ERROR, self.slot, outdated.encode())
         self._context.ordered = False
         self._context.client = client
+        self._context.version = self.versions.present
         try:
             result = self._not_permitted(operation) or self._apply(operation)
         finally:
@@ -216,11 +244,15 @@ class Executor:
         results = [Result(Status.NOT_ALLOWED, 0, b"")] * len(content.operations)
         return encode_operations_reply(content.session, content.first, results)
 
+    def _about(self, command: bytes) -> Clients | Versions | Membership:
+        """Return what an operator's command is about; what is of no kind is refused as a list of members."""
+        if is_about_clients(command):
+            return self.clients
+        return self.versions if is_about_versions(command) else self.membership
+
     def _administer(self, content: Administer, slot: int) -> AdministerReply:
-        if not is_about_clients(content.command):
-            return self.membership.execute(content, slot)
         before = self.clients.number
-        reply = self.clients.execute(content, slot)
+        reply = self._about(content.command).execute(content, slot)
         if self.clients.number != before:
             self.table.end_sessions(self.clients.is_allowed)
         return reply
@@ -264,7 +296,7 @@ class Executor:
         if self._accesses is None:
             return Result(Status.NOT_PERMITTED, self.slot, b"the application no longer says which keys it uses")
         try:
-            for right, key in self._accesses(operation):
+            for right, key in self._accesses(operation, self._context.version):
                 if not self.clients.permits(client, right, key):
                     return Result(Status.NOT_PERMITTED, self.slot, _may_not(right, key))
         except OperationError as error:

@@ -137,6 +137,7 @@ class ReplicaCore(Inspection):
         self._ahead: VerifiedGroup | None = None  # of the own log, beyond its end
         self._live = False
         self._effects: list[Effect] = []
+        self._halt_if_outdated()
 
     def handle(self, *events: Event) -> list[Effect]:
         """Take events, in this order; return what must be done about them, in this order.
@@ -453,6 +454,7 @@ class ReplicaCore(Inspection):
         if self._live:
             self._effects.extend(Send(reply.client, reply.raw) for reply in replies)
             self._effects.extend(answered)
+        self._halt_if_outdated()
 
     def _drop_what_is_answered(self, batch: Batch) -> list[Send]:
         """Forget requests that this batch left with nothing to execute; return their replies.
@@ -487,6 +489,11 @@ class ReplicaCore(Inspection):
     def _halt(self, reason: str) -> None:
         self.halted = reason
         self._effects.append(Halt(reason))
+
+    def _halt_if_outdated(self) -> None:
+        """Halt if the code here does not know the application's version in force from the next slot on."""
+        if (outdated := self.executor.outdated) is not None:
+            self._halt(outdated)
 
     def _check_ahead(self) -> None:
         """Halt if a group of the own log lies beyond its end; what is being appended may come back early."""

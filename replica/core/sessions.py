@@ -19,6 +19,7 @@ The checkpoint digest covers the table as a map of records (integers big-endian)
         u64 slot, u32 place of its session, u64 void after
     "m" ...: the lists of members, see `replica.core.members`
     "c" ...: who may be a client, see `replica.core.clients`
+    "v" ...: the application's version in force, see `replica.core.versions`
 """
 
 import struct
@@ -40,8 +41,8 @@ OPENINGS_MAX = 65536
 # reply still fit a frame.
 SESSION_RESULT_BYTES_MAX = 6 * MIB
 
-# Records of `replica.core.members` and `replica.core.clients`, which have their place in the same map.
-MEMBERS_RECORDS, CLIENTS_RECORDS = b"m", b"c"
+# Records of `replica.core.members`, `.clients` and `.versions`, which have their place in the same map.
+MEMBERS_RECORDS, CLIENTS_RECORDS, VERSIONS_RECORDS = b"m", b"c", b"v"
 
 _SESSION_KEY = struct.Struct(">cQI")
 _OPENING = struct.Struct(">QIQ")
@@ -161,7 +162,7 @@ class ClientTable:
         for key, value in records.scan():
             if key[:1] == b"s":
                 table._restore_session(key, value)
-            elif key[:1] not in {MEMBERS_RECORDS, CLIENTS_RECORDS}:
+            elif key[:1] not in {MEMBERS_RECORDS, CLIENTS_RECORDS, VERSIONS_RECORDS}:
                 table._restore_opening(key, value)
         if len(table) > limits.sessions_max or len(table._openings) > OPENINGS_MAX:
             raise LayoutError(f"{len(table)} sessions and {len(table._openings)} openings are too many")

@@ -293,13 +293,13 @@ async def _first_valid(council: Council) -> ClusterFile:
             return found
 
 
-def silence(council: Council, what: str, deadline_s: float, commands: str = "member") -> ChangeError:
-    """Return the error for what too few replicas did in time; `commands` list shows whether they do it later."""
+def silence(council: Council, what: str, deadline_s: float, shown_by: str = "member list") -> ChangeError:
+    """Return the error for what too few replicas did in time; the command `shown_by` shows whether they do it later."""
     why = "; ".join(f"replica {number}: {text}" for number, text in sorted(council.trouble.items()))
     needed = council.cluster.genesis.quorum
     return ChangeError(
         f"{needed} replicas did not {what} within {deadline_s:g} s ({why or 'all are connected'}). See "
-        f"trustlog-replica status. What was sent may still happen: trustlog-replica {commands} list says whether it did"
+        f"trustlog-replica status. What was sent may still happen: trustlog-replica {shown_by} says whether it did"
     )
 
 

@@ -57,7 +57,7 @@ async def command(
                 )
             return number, reply.slot
     except TimeoutError:
-        raise silence(council, "execute the command", deadline_s, "clients") from None
+        raise silence(council, "execute the command", deadline_s, "clients list") from None
 
 
 async def _read(council: Council) -> Policy:

@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
-from replica.application import Application, Context
+from replica.application import Application, Context, accesses_of, known_version
 from replica.core.state import BucketedMap
 from replica.wire.changes import (
     END,
@@ -49,8 +49,9 @@ class Recorder:
     def __init__(self, application: Application) -> None:
         self.application = application
         self.internal_prefix: bytes | None = getattr(application, "internal_prefix", None)
+        self.version = known_version(application)
         # None if the application does not say which keys an operation uses.
-        self.accesses = getattr(application, "accesses", None)
+        self.accesses = accesses_of(application)
         self._state: BucketedMap | None = None
         # What the last operation wrote, in which slot: keys with their values before.
         self._written: list[tuple[bytes, bytes | None]] = []

@@ -15,7 +15,7 @@ from typing import Any
 
 import structlog
 
-from replica.application import load_application
+from replica.application import ApplicationLoadError, load_application
 from replica.cluster.home import ReplicaHome
 from replica.core.chain import header_under
 from replica.core.envelope import Envelope
@@ -188,9 +188,14 @@ class Node:
     # Life
 
     def start(self) -> None:
-        """Recover what the disk holds, listen, and dial the peers. StoreError, OSError if that cannot be done."""
+        """Recover what the disk holds, listen, and dial the peers.
+
+        StoreError, OSError if that cannot be done; ApplicationLoadError if the application's code is too old for it.
+        """
         begun_at = self.core.received(self.number)
         self._replay(self.store)
+        if self.core.executor.outdated is not None:
+            raise ApplicationLoadError(self.core.executor.outdated)
         if self.core.halted is not None:
             raise StoreError(f"{self.store.path}: {self.core.halted}")
         recovery.name_what_is_missing(self.core, begun_at, self.trusted_log, self.store, self.log)

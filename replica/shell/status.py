@@ -26,6 +26,11 @@ def report(node: "Node") -> bytes:
         "cluster_file": node.home.cluster.digest.hex(),
         "ordering": genesis.ordering.label,
         "application": genesis.application,
+        "application_version": {
+            "in_force": core.executor.versions.present,
+            "after": core.executor.versions.after,
+            "known": core.executor.knows_version,
+        },
         "durability": node.home.settings.durability,
         "payloads_at_rest": "sealed" if node.seal.mark else "clear",
         "view": core.view,

@@ -22,6 +22,7 @@ from replica.sim.clients import Habits
 from replica.sim.control import SEARCH_SEEDS, Control, one_faulty, patched
 from replica.sim.controls_members import MEMBERS, MEMBERS_SCRIPTED
 from replica.sim.controls_recovery import RECOVERY, RECOVERY_SCRIPTED
+from replica.sim.controls_versions import VERSIONS, VERSIONS_SCRIPTED
 from replica.sim.scenario import STORMY
 from replica.sim.world import Weather
 
@@ -208,6 +209,7 @@ CONTROLS: tuple[Control, ...] = (
     Control("nothing-pruned", "votes are kept for ever", ("exception",), planted.nothing_pruned, 0),
     *RECOVERY,
     *MEMBERS,
+    *VERSIONS,
 )
 
 # What is fixed in which control, and why.
@@ -234,6 +236,7 @@ SCRIPTED: dict[str, str] = {
     "answered-kept": "faulty clients that sign two requests with one number, and " + _WAITING,
     **RECOVERY_SCRIPTED,
     **MEMBERS_SCRIPTED,
+    **VERSIONS_SCRIPTED,
 }
 
 

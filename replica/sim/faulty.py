@@ -13,7 +13,6 @@ of victims and friends.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from replica.apps.kv import KeyValue
 from replica.core import events
 from replica.core.chain import found
 from replica.core.checkpoint import Header
@@ -29,6 +28,7 @@ from replica.sim.host import Host
 from replica.sim.library import Library
 from replica.sim.logs import Log
 from replica.sim.messages import GroupMessage, Report, Request
+from replica.sim.releaser import VersionedKeyValue
 from replica.sim.setting import CUT_PATIENCES, WALL_MS, Setting
 from replica.sim.strategies import Strategy
 from replica.sim.watched import WatchedCore
@@ -126,7 +126,7 @@ class FaultyReplica(Host):
         return Puppet(
             self.genesis,
             self.number,
-            KeyValue(),
+            VersionedKeyValue(),
             self.verifier.heads(),
             self.verifier.envelope,
             Patience(setting.patience_ms, CUT_PATIENCES),
@@ -226,7 +226,7 @@ class FaultyReplica(Host):
         begins = fetched.header.slot == self.genesis.base and self.before is not None
         said_under = self.before if begins and self.before is not None else self.genesis
         try:
-            snapshot = fetched.snapshot(KeyValue(), said_under)
+            snapshot = fetched.snapshot(VersionedKeyValue(), said_under)
             if begins:
                 snapshot = found(snapshot, self.genesis, self.verifier.heads())
         except LayoutError:
@@ -239,7 +239,7 @@ class FaultyReplica(Host):
         """Go on under the next list of members, if this replica's log is in it."""
         if self.is_down or self._is_appending:
             return
-        snapshot = self.next_list(KeyValue())
+        snapshot = self.next_list(VersionedKeyValue())
         if snapshot is not None:
             self.world.counts["faulty-went-over"] += 1
             self._begin(snapshot)

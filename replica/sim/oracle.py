@@ -8,7 +8,11 @@ Nothing of the replicas' code is used. The model reads raw batches by the docume
                kind 2: 16 nonce, u64 void after, 64 signature
                kind 3: u64 void after, u32 length, command, 64 signature; a list of members changes nothing here; of
                commands about clients (16 tag "trustlog/clients", u8 version, u8 kind, u64 number): mode (u8), allow
-               and revoke (65 key), executed if the number is the next one and an operator asks; without permissions
+               and revoke (65 key), executed if the number is the next one and an operator asks; without permissions;
+               of one about the version (16 tag "trustlog/version", u8 1, u16 version): in force from the next slot on,
+               if an operator asks and it is greater than the one in force; the first of a slot counts
+
+A version above 0 writes the slot to the key 255, "version", its number with each operation that it carries out.
 """
 
 import struct
@@ -46,6 +50,8 @@ class Oracle:
         self.state: dict[bytes, bytes] = {}
         self._operators = operators
         self._commands = 0
+        self._version = 0
+        self._next_version = 0
         self._is_listed = False
         self._allowed: dict[bytes, bool] = {}
         self._per_client = sessions_per_client
@@ -67,6 +73,7 @@ class Oracle:
             (size,) = struct.unpack_from(">I", batch, at)
             done += self._envelope(slot, place, batch[at + 4 : at + 4 + size])
             at += 4 + size
+        self._version, self._next_version = self._next_version or self._version, 0
         return done
 
     def _envelope(self, slot: int, place: int, raw: bytes) -> list[Done]:
@@ -97,9 +104,16 @@ class Oracle:
                 continue
             session.executed.add(number)
             done.append(Done(client, operation, *key_value(self.state, operation)))
+            if self._version and done[-1].status == OK:
+                self.state[b"\xffversion%d" % self._version] = b"%d" % slot
         return done
 
     def _administer(self, command: bytes) -> None:
+        if command[:17] == b"trustlog/version\1":
+            (version,) = struct.unpack_from(">H", command, 17)
+            if version > self._version and not self._next_version:
+                self._next_version = version
+            return
         if command[:17] != b"trustlog/clients\1" or struct.unpack_from(">Q", command, 18)[0] != self._commands + 1:
             return  # who the members are is none of the clients' business
         self._commands += 1

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from replica.apps.kv import KeyValue
 from replica.core import events
 from replica.core.chain import found
 from replica.core.events import Event
@@ -21,6 +20,7 @@ from replica.sim.disk import Damage, Disk
 from replica.sim.host import Host
 from replica.sim.library import Library
 from replica.sim.logs import Log, StandInLog
+from replica.sim.releaser import VersionedKeyValue
 from replica.sim.setting import CUT_PATIENCES, WALL_MS, Setting
 from replica.sim.watched import WatchedCore, WatchedKeyValue
 from replica.sim.words import group_label
@@ -347,7 +347,7 @@ class CorrectReplica(Host):
     def is_milestone_sound(self) -> bool:
         """Say whether the disk's milestone, if there is one, is what its header and certificate name."""
         kept = self.disk.kept
-        return kept is None or self.stored(kept, KeyValue()) is not None
+        return kept is None or self.stored(kept, VersionedKeyValue()) is not None
 
     def _stored_snapshot(self) -> Snapshot | None:
         """Return what the disk's milestone comes to; one that is damaged is given up."""

@@ -25,6 +25,7 @@ from replica.sim.logs import ClientKey, Verifier, make_cluster
 from replica.sim.operator import Newcomer, Operator
 from replica.sim.oracle import Oracle
 from replica.sim.registrar import Registrar
+from replica.sim.releaser import Releaser
 from replica.sim.repertoire import make_strategy
 from replica.sim.replica import CorrectReplica
 from replica.sim.scenario import Scenario, draw
@@ -68,7 +69,7 @@ class Run:
             limits,
             scenario.seed,
             real=scenario.real_signatures,
-            operators=(operator.public,) if scenario.changes or scenario.orders else (),
+            operators=(operator.public,) if scenario.changes or scenario.orders or scenario.releases else (),
         )
         self.is_healed = False
         self.correct = tuple(i for i in range(scenario.n) if i not in scenario.faulty)
@@ -112,13 +113,15 @@ class Run:
                 self.hosts[i] = FaultyReplica(self.setting, i, logs[i], self.cabal, chosen)
             else:
                 self.hosts[i] = self.replicas[i]
-        self.operator: Operator | Registrar | None = None
+        self.operator: Operator | Registrar | Releaser | None = None
         if scenario.changes:
             calls = {"lose": self._lose, "enter": self._enter, "settled": self._settled}
             self.operator = Operator(self.setting, operator, scenario.changes, **calls)  # type: ignore[arg-type]
         elif scenario.orders:
             correct, evil = (tuple(one.key.public for one in of) for of in (self.clients, self.villains))
             self.operator = Registrar(self.setting, operator, scenario.orders, correct=correct, faulty=evil)
+        elif scenario.releases:
+            self.operator = Releaser(self.setting, operator, scenario.releases)
 
     def play(self) -> Outcome:
         """Let it all happen."""

@@ -16,15 +16,17 @@ from replica.sim.mutations import MUTATIONS
 from replica.sim.operator import Change
 from replica.sim.poison import FalseHeads, FalseHeld, FalseOffers, FalseParts, ForgedState
 from replica.sim.registrar import Order
+from replica.sim.releaser import Release
 from replica.sim.repertoire import DRAWN, draw_late, draw_strategies
 from replica.sim.rulebreakers import AT_CHANGES, BY_PROPOSERS, LIES
 from replica.sim.world import Weather
 
 REAL_SIGNATURES_EVERY = 100
 LIVENESS_MS = 300_000
-# Seeds from here on are about changes of the members, and about who may be a client.
+# Seeds from here on are about changes of the members, who may be a client, and the application's version.
 MEMBERS_FROM = 1_000_000
 ORDERS_FROM = 2_000_000
+VERSIONS_FROM = 3_000_000
 FORGED_SHARE = 0.3
 # Of so many seeds one is about one strategy, one about coming back, one about one malformed field, and one, every other
 # turn, about a rule.
@@ -60,7 +62,7 @@ class Scenario:
     power_cuts: how many times all correct replicas crash at once.
     rolled_back: a replica whose disk and trusted state are replaced by an older copy: then one of the f faulty ones.
     milestone_intervals, retained: see `Setting`. changes: of the members, see `replica.sim.operator`. orders: about
-    clients, see `replica.sim.registrar`.
+    clients, see `replica.sim.registrar`. releases: of the application, see `replica.sim.releaser`.
     """
 
     seed: int
@@ -91,6 +93,7 @@ class Scenario:
     goes_on_ms: int = 0
     changes: tuple[Change, ...] = ()
     orders: tuple[Order, ...] = ()
+    releases: tuple[Release, ...] = ()
 
     @property
     def n(self) -> int:
@@ -99,8 +102,10 @@ class Scenario:
 
 
 def draw(seed: int) -> Scenario:
-    """Draw a scenario; from MEMBERS_FROM on its members change, from ORDERS_FROM on who may be a client."""
+    """Draw a scenario; from MEMBERS_FROM on its members change, then who may be a client, then the version."""
     drawn = _draw(seed)
+    if seed >= VERSIONS_FROM:
+        return replace(drawn, releases=_releases(seed))
     if seed >= ORDERS_FROM:
         return replace(drawn, **_orders(drawn))
     return replace(drawn, **_changes(drawn)) if seed >= MEMBERS_FROM else drawn
@@ -115,6 +120,18 @@ def _orders(drawn: Scenario) -> dict[str, Any]:
         at += chance.randint(50, 2000)
         orders.append(Order(chance.choice(("revoke", "revoke", "allow", "listed", "open")), at, chance.randrange(3)))
     return {"orders": tuple(orders), "faulty_clients": max(1, drawn.faulty_clients)}
+
+
+def _releases(seed: int) -> tuple[Release, ...]:
+    """Put some versions in force, some left out."""
+    chance = random.Random(f"releases {seed}")  # noqa: S311 - reproducible on purpose
+    releases: list[Release] = []
+    version = at = 0
+    for _ in range(chance.choice((1, 2, 4, 6))):
+        version += chance.choice((1, 1, 2, 7))
+        at += chance.randint(50, 2000)
+        releases.append(Release(version, at))
+    return tuple(releases)
 
 
 def _changes(drawn: Scenario) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Callable
 
 from replica.application import Context
-from replica.apps.kv import KeyValue
 from replica.core.batch import NULL_BATCH, Batch
 from replica.core.carry import Carry
 from replica.core.entries import Entry, ViewChange
@@ -12,16 +11,17 @@ from replica.core.group import VerifiedGroup
 from replica.core.logstate import LogState
 from replica.core.machine import ReplicaCore
 from replica.sim.audience import Audience, Vote
+from replica.sim.releaser import VersionedKeyValue
 
 
-class WatchedKeyValue(KeyValue):
-    """The real application; the witness hears of every operation that it carries out."""
+class WatchedKeyValue(VersionedKeyValue):
+    """The application; the witness hears of every operation that it carries out."""
 
     def __init__(self, heard: Callable[[int, bytes, bytes], None]) -> None:
         self._heard = heard
 
     def apply(self, operation: bytes, context: Context) -> bytes:
-        """See `KeyValue`."""
+        """See `VersionedKeyValue`."""
         self._heard(context.slot, context.client, operation)
         return super().apply(operation, context)
 

@@ -58,7 +58,7 @@ def test_every_command_of_the_page(tmp_path):
     cwd = tmp_path / "a b"
     cwd.mkdir()
     lines = commands(PAGE)
-    assert len(lines) == 32
+    assert len(lines) == 33
     ran = []
     with Renewed(cwd / "my-cluster") as cluster:
         cluster.start_and_wait()

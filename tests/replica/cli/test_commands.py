@@ -198,6 +198,7 @@ def test_run_hands_settings_and_exit_code_on(call, monkeypatch):
 
 
 GROUPS = {
+    "application": ("show", "activate"),
     "clients": ("list", "mode", "allow", "quota", "revoke"),
     "config": ("check",),
     "debug": ("dump",),
