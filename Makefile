@@ -110,9 +110,10 @@ man: $(STAMP) ## Write a man page for every command into build/man
 PIP_COMPILE = pip-compile --quiet --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links \
   --no-header --no-strip-extras --allow-unsafe --no-annotate
 # The image's: what runs in it, and what builds the wheel; in the same versions.
-lock: ## Renew requirements.lock and the two of the container image (needs pip-tools)
+lock: ## Renew requirements.lock and those of the container image (needs pip-tools)
 	$(PIP_COMPILE) --extra dev --extra tracing -o requirements.lock pyproject.toml
 	$(PIP_COMPILE) -c requirements.lock -o deploy/docker/runtime.lock pyproject.toml
+	$(PIP_COMPILE) -c requirements.lock --extra tracing -o deploy/docker/tracing.lock pyproject.toml
 	$(PIP_COMPILE) -c requirements.lock --only-build-deps --build-deps-for wheel -o deploy/docker/build.lock pyproject.toml
 	$(PIP_COMPILE) -o tests/deploy/tools.lock tests/deploy/tools.in
 

@@ -22,6 +22,14 @@ VALUES = {
         "nodeSelector": {"disk": "fast"},
         "tolerations": [{"key": "a", "operator": "Exists"}],
         "storage": {"storageClass": "fast", "data": "1Gi", "log": "1Gi"},
+        "members": "format = 1\nlinks = []\n",
+        "passphrase": {"secret": "words", "key": "line"},
+        "tracing": {
+            "endpoint": "http://collector.monitoring.svc:4318",
+            "fraction": 0.01,
+            "env": [{"name": "OTEL_EXPORTER_OTLP_HEADERS", "valueFrom": {"secretKeyRef": {"name": "a", "key": "b"}}}],
+            "to": [{"namespaceSelector": {}}],
+        },
     },
     "one node": {"spreadOverNodes": False, "networkPolicy": {"enabled": False}},
 }
@@ -57,7 +65,16 @@ def test_helm_finds_nothing_to_warn_of():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"replicas": 4}, {"replicas": 1}, {"replica": 3}, {"storage": {"size": "1Gi"}}, {"metrics": {"enabled": "x"}}],
+    [
+        {"replicas": 4},
+        {"replicas": 1},
+        {"replica": 3},
+        {"storage": {"size": "1Gi"}},
+        {"metrics": {"enabled": "x"}},
+        {"tracing": {"endpoint": "collector:4318"}},
+        {"tracing": {"fraction": 2}},
+        {"passphrase": {"file": "x"}},
+    ],
 )
 def test_values_that_make_no_cluster_are_refused(wrong):
     with helm().Chart.load(CHART) as chart, pytest.raises(Exception, match=r"schema|values"):
@@ -110,8 +127,44 @@ def test_replicas_can_become_ready_and_be_taken_down_one_by_one():
 
 
 def test_the_cluster_file_arrives_unchanged():
+    """And so does the file of the lists that followed it."""
     content = "# a comment\nformat = 1\n\n[genesis]\nname = \"x\"\ncertificate = '''\n-----BEGIN-----\n'''\n"
-    assert render({"cluster": content})["ConfigMap"]["data"]["cluster.toml"] == content
+    assert render({"cluster": content})["ConfigMap"]["data"] == {"cluster.toml": content}
+    members = '# x\n\nformat = 1\nlinks = [\n    "00",\n]\n'
+    found = render({"cluster": content, "members": members})["ConfigMap"]["data"]
+    assert found == {"cluster.toml": content, "cluster.members.toml": members}
+
+
+def variables(container: dict) -> dict[str, str]:
+    return {one["name"]: one.get("value") for one in container.get("env", [])}
+
+
+def test_who_gets_a_passphrase():
+    """The Secret reaches the container that copies it, the copy the replica, and neither the log."""
+    assert not any("PASSPHRASE" in str(one) for one in (pod(), containers()))
+    found = containers({"passphrase": {"secret": "words", "key": "line"}})
+    copied, volumes = "/run/trustlog-passphrase/passphrase", {one["name"]: one for one in pod(VALUES["all"])["volumes"]}
+    assert volumes["secret"]["secret"]["secretName"] == "words"
+    assert volumes["secret"]["secret"]["items"] == [{"key": "line", "path": "passphrase"}]
+    assert volumes["passphrase"]["emptyDir"]["medium"] == "Memory"
+    got = {name: {"secret", "passphrase"} & set(mounts(one)) for name, one in found.items()}
+    assert got == {"log": set(), "keys": {"secret", "passphrase"}, "cluster": set(), "replica": {"passphrase"}}
+    assert mounts(found["replica"])["passphrase"], "to read"
+    assert variables(found["keys"])["TRUSTLOG_PASSPHRASE_SECRET"] == "/run/secrets/trustlog/passphrase"
+    for name in ("keys", "replica"):
+        assert variables(found[name])["TRUSTLOG_PASSPHRASE_FILE"] == copied
+
+
+def test_traces_are_sent_where_it_is_asked_for_and_let_out():
+    assert "OTEL" not in str(render())
+    objects = render(VALUES["all"])
+    found = variables(containers(VALUES["all"])["replica"])
+    assert found["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://collector.monitoring.svc:4318"
+    assert found["OTEL_TRACES_SAMPLER_ARG"] == "0.01"
+    assert "OTEL_EXPORTER_OTLP_HEADERS" in found
+    rules = objects["NetworkPolicy"]["spec"]["egress"]
+    assert {"ports": [{"port": 4318}], "to": [{"namespaceSelector": {}}]} in rules
+    assert len(rules) == len(render()["NetworkPolicy"]["spec"]["egress"]) + 1
 
 
 def test_the_commands_exist():

@@ -5,6 +5,7 @@ one after the other, the probes' commands. What is not shown: scheduling, the re
 """
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -19,14 +20,18 @@ from tests.support.waiting import wait_for
 pytestmark = pytest.mark.timeout(1200)
 READY_S = 240
 NETWORK = "pods"
+PASSPHRASE = "correct horse battery staple"
+FILES = {"cluster": "cluster", "members": "cluster.members"}
+VALUES = {"passphrase": {"secret": "words"}}
+PAGE = Path(__file__).parents[2] / "deploy" / "README.md"
 
 
 class Pods:
     """The StatefulSet's pods, each a holder of the network and the containers that share it."""
 
-    def __init__(self, engine, directory: Path) -> None:
+    def __init__(self, engine, directory: Path, values: dict) -> None:
         self._engine, self._directory = engine, directory
-        found = render()
+        found = render(values)
         self.count = found["StatefulSet"]["spec"]["replicas"]
         self._spec = found["StatefulSet"]["spec"]["template"]["spec"]
         self._group = self._spec["securityContext"]["fsGroup"]
@@ -39,9 +44,14 @@ class Pods:
         path = self._directory / f"{name}-{pod}"
         if not path.exists():
             path.mkdir()
-            is_config = name == "cluster"
+            is_config = name in {"cluster", "secret"}
             os.chown(path, 0, 0 if is_config else self._group)
             path.chmod(0o755 if is_config else 0o2775 if name in self._claims else 0o2777)
+            if name == "secret":
+                # Root's, and its group's to read: a kubelet sees to that where there is an fsGroup.
+                (path / "passphrase").write_text(f"{PASSPHRASE}\n")
+                os.chown(path / "passphrase", 0, self._group)
+                (path / "passphrase").chmod(0o440)
         return path
 
     def name(self, pod: int, container: str) -> str:
@@ -90,12 +100,12 @@ class Pods:
         self.run(pod, "keys", detach=False)
         self.run(pod, "cluster", detach=True)
 
-    def public_file(self, pod: int) -> str:
-        """Return what `kubectl logs` of the container `cluster` shows."""
+    def public_file(self, pod: int, awaited="END CERTIFICATE") -> str:
+        """Return what `kubectl logs` of the container `cluster` shows, when this is in it."""
 
         def shown() -> str:
             done = self._engine.docker("logs", self.name(pod, "cluster"))
-            return (done.stdout + done.stderr) if "END CERTIFICATE" in done.stdout else ""
+            return (done.stdout + done.stderr) if awaited in done.stdout else ""
 
         return wait_for(shown, "the public file is shown", READY_S)
 
@@ -110,18 +120,25 @@ class Pods:
             self._engine.docker("stop", "--time", "30", self.name(pod, container))
         names = [self.name(pod, container) for container in ("holder", *self._containers)]
         self._engine.docker("rm", "--force", *names)
-        subprocess.run(["rm", "-r", self.volume(pod, "socket")], check=True)
+        for name in ("socket", "passphrase"):
+            subprocess.run(["rm", "-r", self.volume(pod, name)], check=True)
+
+    def lose(self, pod: int) -> None:
+        """Delete its claims, and with them what is in their volumes."""
+        for name in sorted(self._claims):
+            subprocess.run(["rm", "-r", self.volume(pod, name)], check=True)
 
 
-def command_line(*words: str, cwd: Path) -> None:
+def page_lines(beginning: str) -> list[str]:
+    """The lines of the page that begin so."""
+    return [line.strip() for line in PAGE.read_text().splitlines() if line.startswith(f"    {beginning}")]
+
+
+def command_line(line: str, cwd: Path) -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = ["bash", "-euc", line]
     done = subprocess.run(
-        [sys.executable, "-m", *words],
-        cwd=cwd,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
+        command, cwd=cwd, env=environment(PATH=path), capture_output=True, text=True, check=False, timeout=60
     )
     assert done.returncode == 0, done.stderr
 
@@ -135,12 +152,12 @@ def test_the_notes_of_the_chart_lead_to_a_cluster(tmp_path):
         engine.docker("network", "create", NETWORK)
         directory = engine.directory / "pods"
         directory.mkdir()
-        pods = Pods(engine, directory)
+        pods = Pods(engine, directory, VALUES)
         for pod in range(pods.count):
             pods.start_keys(pod)
             (tmp_path / f"replica-{pod}.public.toml").write_text(pods.public_file(pod))
-        public = [f"replica-{pod}.public.toml" for pod in range(pods.count)]
-        command_line("replica.cli.main", "assemble", *public, "--out", "cluster.toml", cwd=tmp_path)
+        for line in page_lines("trustlog-replica "):
+            command_line(line, tmp_path)
         config = render({"cluster": (tmp_path / "cluster.toml").read_text()})["ConfigMap"]["data"]
         assert config == {"cluster.toml": (tmp_path / "cluster.toml").read_text()}
         for pod in range(pods.count):
@@ -150,7 +167,7 @@ def test_the_notes_of_the_chart_lead_to_a_cluster(tmp_path):
         for pod in range(pods.count):
             pods.probe(pod, "replica", "readinessProbe")
 
-        command_line("replica.cli.main", "client-key", "client", cwd=tmp_path)
+        command_line("trustlog-replica client-key client", tmp_path)
         place = engine.directory / "client"
         place.mkdir()
         subprocess.run(["cp", "-r", tmp_path / "cluster.toml", tmp_path / "client", place], check=True)
@@ -168,3 +185,28 @@ def test_the_notes_of_the_chart_lead_to_a_cluster(tmp_path):
             pods.start_replica(pod)
             pods.probe(pod, "replica", "readinessProbe")
         assert client("get", "visits") == str(pods.count + 1)
+
+        # Both claims of one are lost.
+        pods.delete(1)
+        pods.lose(1)
+        pods.start_keys(1)
+        public = pods.public_file(1, "# waiting: ")
+        assert "this folder belongs to another cluster, or to other keys" in public
+        (tmp_path / "replica-1.public.toml").write_text(public)
+        (line,) = page_lines("kubectl exec operator -- ")
+        subprocess.run(["cp", "-r", tmp_path / "operator", tmp_path / "replica-1.public.toml", place], check=True)
+        subprocess.run(["chown", "-R", "10000:10000", place], check=True)
+        options = ("--rm", "--network", NETWORK, "--volume", f"{place}:/tmp", "--no-healthcheck")
+        engine.docker("run", *options, IMAGE, *shlex.split(line)[4:], seconds=120)
+        assert client("incr", "visits") == str(pods.count + 2), "the others went over"
+        (tmp_path / "cluster.members.toml").write_text((place / "cluster.members.toml").read_text())
+        config = render({name: (tmp_path / f"{file}.toml").read_text() for name, file in FILES.items()})["ConfigMap"][
+            "data"
+        ]
+        for pod in range(pods.count):
+            (pods.volume(pod, "cluster") / "cluster.members.toml").write_text(config["cluster.members.toml"])
+        pods.start_replica(1)
+        pods.probe(1, "replica", "readinessProbe")
+        # It bears another one's fault.
+        pods.delete(0)
+        assert client("incr", "visits") == str(pods.count + 3)

@@ -12,6 +12,7 @@ import pytest
 from replica.cli.probe import listens
 from replica.cluster.clusterfile import load_cluster_file
 from replica.cluster.home import load_home
+from replica.cluster.keys import is_encrypted
 from tests.support.cluster import environment
 from tests.support.waiting import wait_for
 from tests.trustlog.service.support import Service, public_folder
@@ -49,6 +50,11 @@ class Machine:
         assert not check or done.returncode == 0, done.stderr
         return done
 
+    def waiting(self) -> subprocess.Popen:
+        """Start the script's `await`."""
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.Popen(["timeout", str(DEADLINE_S), "sh", SCRIPT, "await"], env=self.environment, **pipes)
+
     def log(self) -> subprocess.Popen:
         """Start the script's `log`. In a container it is never root; here it may be, and then stays it."""
         programs = self.directory / "bin"
@@ -62,7 +68,7 @@ class Machine:
 
 
 def modes(folder: Path) -> dict[str, int]:
-    return {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+    return {path.name: stat.S_IMODE(path.lstat().st_mode) for path in folder.iterdir()}
 
 
 @pytest.fixture
@@ -86,6 +92,7 @@ def test_a_cluster_is_made_once(machines):
         assert (machine.public / f"replica-{machine.number}.public.toml").read_text() in done.stdout
     machines[0].setup("cluster", "3")
     cluster = load_cluster_file(machines[0].public / "cluster.toml")
+    assert cluster.genesis.operators == ()
     assert [place.address for place in cluster.replicas] == [f"replica-{n}.example:71{n:02}" for n in range(3)]
     before = {path: path.read_bytes() for path in machines[1].directory.rglob("*") if path.is_file()}
     for machine in machines:
@@ -101,13 +108,95 @@ def test_a_cluster_is_made_once(machines):
 
 
 def test_what_waits_says_the_public_file_and_nothing_else(machines):
-    machine = machines[1]
-    machine.setup("replica", "replica-1:7100")
-    with subprocess.Popen(
-        ["sh", SCRIPT, "await"], env=machine.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as waiting:
-        (machine.public / "cluster.toml").write_text("here")
-        assert waiting.stdout.read() == (machine.public / "replica-1.public.toml").read_text()
+    for machine in machines:
+        machine.setup("replica", f"replica-{machine.number}:7100")
+    with machines[1].waiting() as waiting:
+        machines[0].setup("cluster", "3")
+        assert waiting.stdout.read() == (machines[1].public / "replica-1.public.toml").read_text()
+    assert waiting.returncode == 0
+
+
+def test_who_may_change_members_stands_in_the_cluster_file(machines):
+    machines[0].setup("operator")
+    public_key = (machines[0].directory / "operator" / "client.pub").read_text()
+    machines[0].setup("operator")
+    for machine in machines:
+        machine.setup("replica", f"replica-{machine.number}:7100")
+    machines[0].setup("cluster", "3")
+    cluster = load_cluster_file(machines[0].public / "cluster.toml")
+    assert cluster.genesis.operators == (bytes.fromhex(public_key),), "the key that was made first"
+    assert modes(machines[0].directory / "operator")["client.key"] == 0o600
+
+
+def test_a_passphrase_is_copied_for_nobody_else_to_read(machines, tmp_path):
+    """As a Secret of Kubernetes arrives: a group may read it, which the program refuses."""
+    secret, copied = tmp_path / "secret", tmp_path / "memory" / "passphrase"
+    secret.write_text("correct horse\n")
+    secret.chmod(0o440)
+    copied.parent.mkdir()
+    machine = machines[0]
+    machine.environment |= {"TRUSTLOG_PASSPHRASE_SECRET": str(secret), "TRUSTLOG_PASSPHRASE_FILE": str(copied)}
+    for _ in range(2):
+        machine.setup("replica", "replica-0:7100")
+        assert (copied.read_text(), modes(copied.parent)["passphrase"]) == ("correct horse\n", 0o600)
+    assert is_encrypted(machine.directory / "replica" / "tls.key")
+
+
+@pytest.fixture
+def shown(tmp_path):
+    """A machine whose folder is a member's when its members.toml says so; no program is asked but a stand-in."""
+    (tmp_path / "public").mkdir()
+    machine = Machine(tmp_path, 1)
+    programs = machine.directory / "bin"
+    programs.mkdir()
+    shim = programs / "trustlog-replica"
+    shim.write_text(
+        '#!/bin/sh\ngrep -q mine "$3/members.toml" "$3/replica.toml" 2> /dev/null || { echo "no member" >&2; exit 2; }\n'
+    )
+    shim.chmod(0o755)
+    machine.environment["PATH"] = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    (machine.directory / "replica").mkdir()
+    (machine.directory / "replica" / "replica-1.public.toml").write_text("public\n")
+    (machine.directory / "replica" / "replica.toml").write_text('listen = "0.0.0.0:7100"\n')
+    (machine.public / "cluster.toml").write_text("x")
+    return machine
+
+
+@pytest.mark.parametrize(
+    ("there", "brought", "taken"),
+    [
+        ({}, "mine", "mine"),
+        ({}, "another's", None),
+        ({"store.sqlite": "it ran"}, "mine", None),
+        ({"replica.toml": 'listen = "mine"'}, "mine", None),
+        ({"members.toml": "mine, and older"}, "mine", "mine, and older"),
+    ],
+    ids=["new and a member", "not in it", "it ran", "member without it", "has its own"],
+)
+def test_a_list_is_taken_by_who_never_ran_and_is_no_member_without_it(shown, there, brought, taken):
+    folder = shown.directory / "replica"
+    for name, content in there.items():
+        (folder / name).write_text(content)
+    (shown.public / "cluster.members.toml").write_text(brought)
+    shown.setup("replica", "replica-1:7100")
+    found = folder / "members.toml"
+    assert (found.read_text() if found.exists() else None) == taken
+
+
+def test_who_is_no_member_yet_waits_and_says_why_once(shown):
+    with shown.waiting() as waiting:
+        assert [waiting.stdout.readline() for _ in range(2)] == ["public\n", "# waiting: no member\n"]
+        (shown.public / "cluster.members.toml").write_text("mine")
+        assert waiting.stdout.read() == ""
+    assert waiting.returncode == 0
+    assert (shown.directory / "replica" / "members.toml").read_text() == "mine"
+
+
+def test_who_ran_does_not_wait(shown):
+    """Whatever is wrong with it then, the replica itself says."""
+    (shown.directory / "replica" / "store.sqlite").write_text("it ran")
+    with shown.waiting() as waiting:
+        assert waiting.stdout.read() == "public\n"
     assert waiting.returncode == 0
 
 
@@ -121,6 +210,8 @@ def test_a_clients_key_and_password(machines):
     password = (folder / "password").read_text()
     assert len(password) > 30
     assert (folder / "cluster.toml").read_text() == "x"
+    (machine.public / "cluster.members.toml").write_text("y")
+    assert (folder / "cluster.members.toml").read_text() == "y"
     machine.setup("client")
     assert (folder / "password").read_text() == password
 

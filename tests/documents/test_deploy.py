@@ -26,7 +26,7 @@ def named(requirements: list[str]) -> set[str]:
     return {re.match(r"[A-Za-z0-9-]+", one)[0].lower() for one in requirements}
 
 
-@pytest.mark.parametrize("name", ["runtime", "build"])
+@pytest.mark.parametrize("name", ["runtime", "tracing", "build"])
 def test_the_images_locks_are_the_projects(name):
     """The same versions, with hashes: what is tested is what the image runs."""
     main, lock = locked(ROOT / "requirements.lock"), locked(DOCKER / f"{name}.lock")
@@ -34,9 +34,12 @@ def test_the_images_locks_are_the_projects(name):
         assert hashes, package
         assert main[package][0] == version, f"{package}: run make lock"
         assert hashes <= main[package][1]
-    if name == "runtime":
+    extras = PROJECT["project"]["optional-dependencies"]
+    if name != "build":
         assert named(PROJECT["project"]["dependencies"]) <= set(lock)
-        assert not named(PROJECT["project"]["optional-dependencies"]["dev"]) & set(lock), "nothing that only tests need"
+        assert not named(extras["dev"]) & set(lock), "nothing that only tests need"
+        traced = named(extras["tracing"]) & set(lock)
+        assert traced == (named(extras["tracing"]) if name == "tracing" else set())
     else:
         assert named(PROJECT["build-system"]["requires"]) <= set(lock)
 
@@ -107,9 +110,14 @@ def test_the_pages_commands_exist():
     makefile = (ROOT / "Makefile").read_text()
     assert {"test-compose", "test-net", "test-chart"} <= targets
     assert all(f"\n{target}:" in makefile for target in targets)
-    (assemble,) = commands("deploy/README.md")
+    operator_key, assemble = commands("deploy/README.md")
     notes = (CHART / "templates" / "NOTES.txt").read_text()
-    for shown in ("--reuse-values --set-file cluster=cluster.toml", "-c cluster > replica-$n.public.toml"):
+    shown_in_both = (
+        "--reuse-values --set-file cluster=cluster.toml",
+        "-c cluster > replica-$n.public.toml",
+        operator_key,
+    )
+    for shown in (*shown_in_both, "--operator $(cat operator/client.pub) --out cluster.toml"):
         assert shown in page
         assert shown in notes
     assert assemble.endswith("--out cluster.toml")

@@ -25,6 +25,7 @@ SUITE = "bookworm"
 STORAGE = "overlay2"
 PYTHON = ("python3", "python3-venv")
 BASE, IMAGE = "trustlog-base:test", "trustlog:latest"
+LOCKS = ("runtime", "tracing", "build")
 CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -136,12 +137,12 @@ def build_context(directory: Path) -> Path:
             (directory / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, directory / name)
     wheels, locks = KEPT / "wheels", ROOT / "deploy" / "docker"
-    wanted = "".join((locks / f"{name}.lock").read_text() for name in ("runtime", "build"))
+    wanted = "".join((locks / f"{name}.lock").read_text() for name in LOCKS)
     mark = wheels / "locks"
     if not mark.exists() or mark.read_text() != wanted:
         shutil.rmtree(wheels, ignore_errors=True)
         download = [sys.executable, "-m", "pip", "download", "--quiet", "--require-hashes", "--dest", str(wheels)]
-        for name in ("runtime", "build"):
+        for name in LOCKS:
             download += ["-r", str(locks / f"{name}.lock")]
         done = subprocess.run(download, capture_output=True, text=True, timeout=600, check=False)
         if done.returncode != 0:
@@ -152,10 +153,11 @@ def build_context(directory: Path) -> Path:
     return directory / "deploy" / "docker" / "docker-compose.yml"
 
 
-def build_image(engine: Engine, directory: Path) -> None:
-    """Make IMAGE as deploy/README.md says, with the base and the wheels of the tests."""
+def build_image(engine: Engine, directory: Path, tag: str = IMAGE, **more: str) -> None:
+    """Make an image as deploy/README.md says, with the base and the wheels of the tests. more: further build arguments."""
     base_image(engine)
     build_context(directory)
-    arguments = ("--build-arg", f"BASE={BASE}", "--build-arg", "PIP_NO_INDEX=1")
+    given = {"BASE": BASE, "PIP_NO_INDEX": "1"} | more
+    arguments = [word for name, value in given.items() for word in ("--build-arg", f"{name}={value}")]
     file = f"{directory}/deploy/docker/Dockerfile"
-    engine.docker("build", "--file", file, "--tag", IMAGE, *arguments, str(directory), seconds=600)
+    engine.docker("build", "--file", file, "--tag", tag, *arguments, str(directory), seconds=600)
