@@ -94,7 +94,7 @@ class Pen:
         elif isinstance(entry, ViewChange):
             # At once, not when it comes back: the next entry of this very group is judged in the new view.
             self._patience.enter_view(self._known.now_ms)
-            self._reliance, self._watched = Reliance(), 0
+            self._reliance = Reliance()
             self.expectation.enter_view(primary(self.view, self._known.genesis.n), self._known.now_ms)
             self._known.requests.begin_view(())
             self._known.cut_lags = False
