@@ -3,7 +3,17 @@
 import pytest
 
 from replica.apps import kv
-from replica.core.entries import Checkpoint, Commit, Entry, Prepare, PrePrepare, SlotResult, Suspect, ViewChange, decode_entry
+from replica.core.entries import (
+    Checkpoint,
+    Commit,
+    Entry,
+    Prepare,
+    PrePrepare,
+    SlotResult,
+    Suspect,
+    ViewChange,
+    decode_entry,
+)
 from replica.core.events import GroupReceived, KnownBroken, RequestReceived
 from replica.core.genesis import Genesis, Ordering
 from replica.core.reliance import Reliance
@@ -298,6 +308,6 @@ def test_a_primary_of_three_says_one_group_for_each_operation(ordering):
         cluster.run()
     assert cluster.cores[0].executed == 11
     assert [len(log.groups) - was for log, was in zip(cluster.logs, before, strict=True)] == [10, 10, 10]
-        assert ordering is Ordering.THREE_PHASE or not cluster.cores[0].holds_back
+    assert ordering is Ordering.THREE_PHASE or not cluster.cores[0].holds_back
     cluster.settle(2)
     cluster.check()
