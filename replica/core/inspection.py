@@ -65,6 +65,11 @@ class Inspection:
         """Say whether an Append is not yet answered."""
         return self._appending
 
+    @property
+    def holds_back(self) -> bool:
+        """Say whether something is owed that goes with whatever is said next, or after two Ticks."""
+        return self._pen.holds_back
+
     def received(self, log: int) -> int:
         """Return the index up to which `log` arrived here without gaps."""
         return self._inboxes[log].received

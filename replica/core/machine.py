@@ -167,7 +167,7 @@ class ReplicaCore(Inspection):
         self._come_home()
         if self.has_more or self._catch_up.transfer is not None:
             self._pen.expectation.excuse(self._known.now_ms)
-        self._say_what_is_owed()
+        self._say_what_is_owed(tick=any(isinstance(event, Tick) for event in events))
         effects, self._effects = self._effects, []
         return effects
 
@@ -475,11 +475,11 @@ class ReplicaCore(Inspection):
 
     # Saying
 
-    def _say_what_is_owed(self) -> None:
+    def _say_what_is_owed(self, *, tick: bool) -> None:
         """Write everything that is owed as one group, unless an append is under way."""
         if not self._live or self._appending or self.halted is not None or self.number in self.exposed:
             return
-        payloads = self._pen.write()
+        payloads = self._pen.write(tick=tick)
         if payloads:
             self._appending = True
             self._effects.append(Append(payloads))

@@ -5,6 +5,10 @@ counts others' entries as they were read, and of its own those that stand before
 a whole or not at all, so a COMMIT may follow the own vote that completes its quorum. What is decided and executed is
 counted elsewhere, from entries that have come back durable and attested.
 
+COMMITs that may wait go with whatever is said next, or soon by themselves: one that comes after q others decides
+nothing any more, and only spares who has not read those yet; and a primary leaves them to its backups
+(`replica.core.reliance`).
+
 Order (design section 4.2): VIEW-CHANGE if q replicas want it; SUSPECT if patience ended or the primary disappoints;
 CHECKPOINT; NEW-VIEW; COMMIT; PREPARE or PRE-PREPARE; RESULT. CHECKPOINT before votes means that no vote is at or below
 the own checkpoint.
@@ -33,7 +37,11 @@ from replica.core.knowledge import Knowledge
 from replica.core.logstate import LogState, Opening
 from replica.core.patience import Patience
 from replica.core.quorum import primary
+from replica.core.reliance import Reliance
 from replica.core.rules import apply_entry, apply_opening, next_commit, next_vote, results_max
+
+# Ticks after which what is held back is said: at least the time between two.
+HELD_TICKS = 2
 
 
 class Pen:
@@ -41,6 +49,10 @@ class Pen:
 
     def __init__(self, number: int, knowledge: Knowledge, patience: Patience) -> None:
         self.state: LogState = knowledge.states[number].copy()
+        self.holds_back = False
+        self._ticks = 0  # while something is held back
+        self._reliance = Reliance()
+        self._watched = 0  # the highest slot of this view whose COMMITs by others were enough, or will not be looked at
         self._number = number
         self._known = knowledge
         self._patience = patience
@@ -58,8 +70,13 @@ class Pen:
         if proposer != self.expectation.primary:
             self.expectation.enter_view(proposer, self._known.now_ms)
 
-    def write(self) -> tuple[bytes, ...]:
-        """Return the payloads of everything that is owed now, within a group's limits; () if nothing is."""
+    def write(self, *, tick: bool) -> tuple[bytes, ...]:
+        """Return the payloads of everything that is owed now, within a group's limits; () if nothing is.
+
+        COMMITs that may wait are held back until something else is owed, or until the second tick.
+        """
+        if self._holds_back(tick=tick):
+            return ()
         limits = self._known.genesis.limits
         payloads: list[bytes] = []
         size = 0
@@ -77,6 +94,7 @@ class Pen:
         elif isinstance(entry, ViewChange):
             # At once, not when it comes back: the next entry of this very group is judged in the new view.
             self._patience.enter_view(self._known.now_ms)
+            self._reliance = Reliance()
             self.expectation.enter_view(primary(self.view, self._known.genesis.n), self._known.now_ms)
             self._known.requests.begin_view(())
             self._known.cut_lags = False
@@ -169,6 +187,52 @@ class Pen:
             return None
         digest = self._known.slots.certified(self.view, slot, also=1 << self._number)
         return Commit(self.view, slot, digest) if digest == own else None
+
+    def _holds_back(self, *, tick: bool) -> bool:
+        """Say whether all that is owed may wait, and has not waited long enough."""
+        opening = self._states()[primary(self.view, self._known.genesis.n)].opened.get(self.view)
+        waiting = range(0) if opening is None or not self.state.joined else self._waiting_commits(opening)
+        if opening is None or not waiting or self._owes_more(opening):
+            self.holds_back = False
+            return False
+        self._ticks = self._ticks + tick if self.holds_back else 0
+        self.holds_back = self._ticks < HELD_TICKS
+        if not self.holds_back and not self._known.slots.is_committed(self.view, waiting[-1], but=self._number):
+            self._reliance.disappointed()
+        return self.holds_back
+
+    def _waiting_commits(self, opening: Opening) -> range:
+        """Return the slots whose COMMITs are owed; none of them if one is in a hurry."""
+        known, view = self._known, self.view
+        if known.genesis.ordering is not Ordering.THREE_PHASE:
+            return range(0)
+        mine = primary(view, known.genesis.n) == self._number
+        first = slot = next_commit(self.state, opening.base)
+        if mine:
+            self._watch_backups(opening.top, first)
+        relies = mine and self._reliance.is_given and known.genesis.n - 1 - len(known.blind) >= known.genesis.quorum
+        while self._owed_commit(slot) is not None:
+            if not relies and not known.slots.is_committed(view, slot, but=self._number):
+                return range(0)
+            slot += 1
+        return range(first, slot)
+
+    def _watch_backups(self, top: int, next_own: int) -> None:
+        """Count the slots that were committed here and that others' COMMITs were, or became, enough for."""
+        self._watched = max(self._watched, top, self._known.stable)
+        while self._watched + 1 < next_own:
+            if not self._known.slots.is_committed(self.view, self._watched + 1, but=self._number):
+                return
+            self._watched += 1
+            self._reliance.satisfied()
+
+    def _owes_more(self, opening: Opening) -> bool:
+        """Say whether something else than COMMITs is owed."""
+        if self._owed_view_change() or self._owed_suspicion() or self._owed_checkpoint() or self._owed_result():
+            return True
+        if primary(self.view, self._known.genesis.n) == self._number:
+            return self._known.requests.unproposed and self._has_room(next_vote(self.state, opening.top))
+        return self._owed_vote(next_vote(self.state, opening.base)) is not None
 
     def _has_room(self, slot: int) -> bool:
         """Say whether `slot` lies in the window.

@@ -103,6 +103,12 @@ class SlotBook:
             return None
         return tally.digest
 
+    def is_committed(self, view: int, slot: int, but: int) -> bool:
+        """Say whether q replicas, replica `but` aside, committed what was proposed at (`view`, `slot`)."""
+        entry = self._slots.get(slot)
+        tally = None if entry is None else entry.views.get(view)
+        return tally is not None and is_quorum(tally.committers & tally.voters & ~(1 << but), self._f)
+
     def batch(self, slot: int, digest: bytes) -> Batch:
         """Return the batch with this digest that was proposed for `slot`; KeyError if none was."""
         return self._slots[slot].batches[digest]

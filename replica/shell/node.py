@@ -76,6 +76,8 @@ from replica.wire.tls import client_context, server_context
 from trustlog import VerificationError
 
 TICK_S = 0.05
+# While the core holds something back it is told the time so often: what may wait waits for that, or twice that.
+HELD_S = 0.005
 HOUSEKEEPING_TICKS = 40
 # Entries read and operations executed in one turn of the loop: some 20 ms, or one batch.
 WORK_PER_TURN = 500
@@ -89,6 +91,9 @@ class Node:
     milestones: when the state is made durable, if not as usual; the same in all replicas, or they cannot help each
     other with parts of it. renew: called when its folder leads to another list of members, under which it is made anew.
     """
+
+    _timer: asyncio.TimerHandle | None
+    _held_timer: asyncio.TimerHandle | None
 
     def __init__(
         self,
@@ -165,7 +170,7 @@ class Node:
         self._tick_at = 0.0
         self._turns_ms = deque([0.0], maxlen=TURNS_KEPT)  # the longest turn of each housekeeping period
         self._held_back = False
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer = self._held_timer = None
         self._closing = False
         self._effects: dict[type, Callable[[Any], None]] = {
             Append: lambda effect: self.outbox.append(effect.payloads),
@@ -216,8 +221,9 @@ class Node:
     async def close(self) -> None:
         """Stop: finish what is being said, store what was received, hang up."""
         self._closing = True
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._held_timer):
+            if timer is not None:
+                timer.cancel()
         await self.server.close()
         await asyncio.gather(*(link.close() for link in self.links.values()))
         await self.streams.close()
@@ -409,12 +415,26 @@ class Node:
             # The core may have changed by half, and what it wanted done is lost: nothing more may be said.
             self.log.exception("internal error")
             self.stop(f"internal error: {type(error).__name__}: {error}; please report it with what was logged before")
+        self._plan_to_speak()
         if self._to_install is not None:
             self._begin_anew()
         if self.core.has_more:
             self._drain_soon()
         elif self.core.ends is not None:
             self.lists.look()
+
+    def _plan_to_speak(self) -> None:
+        """Have said what is held back, if nothing else is said soon."""
+        if not self.core.holds_back or self._closing:
+            if self._held_timer is not None:
+                self._held_timer.cancel()
+                self._held_timer = None
+        elif self._held_timer is None:
+            self._held_timer = asyncio.get_running_loop().call_later(HELD_S, self._tick_early)
+
+    def _tick_early(self) -> None:
+        self._held_timer = None
+        self.post(self._now())
 
     def _tick(self) -> None:
         loop = asyncio.get_running_loop()

@@ -64,10 +64,10 @@ class Puppet(WatchedCore):
         super()._on_appended(group)
         self._pen.resume()
 
-    def _say_what_is_owed(self) -> None:
+    def _say_what_is_owed(self, *, tick: bool) -> None:
         # An own entry that waits, or broke a rule, leaves it nothing sensible to say.
         if not self._inboxes[self.number].unread:
-            super()._say_what_is_owed()
+            super()._say_what_is_owed(tick=tick)
 
 
 @dataclass(slots=True)
