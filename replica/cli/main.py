@@ -31,6 +31,7 @@ from replica.cli.member import member_commands
 from replica.cli.options import PROGRAM
 from replica.cli.probe import probe_command
 from replica.cli.provisioning import assemble_command, client_key_command, init_command, keygen_command
+from replica.cli.refound import refound_command
 from replica.cli.running import close_command, dev_command, run_command
 from replica.cli.settings import config_commands
 from replica.cli.status import health_command, status_command
@@ -79,6 +80,7 @@ for _command in (
     audit_command,
     backup_command,
     restore_command,
+    refound_command,
     debug_commands,
     inspect_command,
     evidence_commands,
