@@ -73,6 +73,7 @@ def lost() -> Executor:
 
 
 EXECUTOR = lost()
+EXECUTOR.roots()  # what sessions changed is in the records only then
 TABLE = carried_over(EXECUTOR)
 FOUNDING = founding_of(OLD.cluster_id(), EXECUTOR, TABLE)
 NEW = new_genesis("new", b"\7" * 32, 1, OLD.ordering, OLD.application, OLD.limits, OLD.members, (OPERATOR,), FOUNDING)

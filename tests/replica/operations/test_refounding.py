@@ -276,6 +276,7 @@ async def test_it_goes_on_and_who_lacks_the_state_has_it_from_the_others(old, tm
         cluster.start()
         assert cluster.nodes[0].core.executed == plan.base
         assert cluster.nodes[2].core.executed == 0
+        await until(lambda: cluster.nodes[2].core.executed == plan.base, "the founding state fetched")
         await cluster.wait_ready()
         async with cluster.client(patience_ms=100) as client:
             for number in range(KEYS):
