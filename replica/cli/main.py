@@ -8,7 +8,7 @@ settings.py       config check, and settings as options
 status.py         status, health; probe.py: probe, of a container's HTTP port or log
 doctor.py         doctor
 audit.py          audit
-backup.py         backup, restore
+backup.py         backup, restore; refound.py: refound
 debug.py          debug dump
 inspect.py, evidence.py   what logs say, and what proves a replica faulty
 replica.sim.command       the simulator; replica.lab.command: the lecture's scenarios, and their page
