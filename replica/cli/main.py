@@ -9,7 +9,7 @@ settings.py       config check, and settings as options
 status.py         status, health; probe.py: probe, of a container's HTTP port or log
 doctor.py         doctor
 audit.py          audit
-backup.py         backup, restore
+backup.py         backup, restore; refound.py: refound
 debug.py          debug dump
 inspect.py, evidence.py   what logs say, and what proves a replica faulty
 replica.sim.command       the simulator; replica.lab.command: the lecture's scenarios, and their page
@@ -33,6 +33,7 @@ from replica.cli.member import member_commands
 from replica.cli.options import PROGRAM
 from replica.cli.probe import probe_command
 from replica.cli.provisioning import assemble_command, client_key_command, init_command, keygen_command
+from replica.cli.refound import refound_command
 from replica.cli.running import close_command, dev_command, run_command
 from replica.cli.settings import config_commands
 from replica.cli.status import health_command, status_command
@@ -81,6 +82,7 @@ for _command in (
     audit_command,
     backup_command,
     restore_command,
+    refound_command,
     debug_commands,
     inspect_command,
     evidence_commands,

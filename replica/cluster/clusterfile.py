@@ -7,6 +7,8 @@
     [[genesis.members]]      number, log_kind ("software", "process" or "tpm"), log_public_key (hex, 65 bytes)
                              and for a TPM's log log_pins (hex, 75 bytes: what its enrolment pinned)
     operators                optional: public keys (hex, 65 bytes) of those who may change the members later
+    [genesis.founding]       of a cluster founded with another one's state (replica.core.founding): cluster_id, digest,
+                             application, table (hex, 32 bytes each), slot, time_ms
     With ordering = "pbft" (a baseline without trusted logs, see replica.cluster.pbft) there are 3f+1 members, each with
     number and signing_public_key (hex, 65 bytes); only `load_any_cluster_file` reads that.
     [appraisal]              optional: what replicas demand of each other's evidence, an appraisal policy (see
@@ -31,7 +33,18 @@ from replica.cluster.keys import certificate_der, certificate_pem, certificate_p
 from replica.cluster.pbft import FAULTS_MAX as PBFT_FAULTS_MAX
 from replica.cluster.pbft import NO_LOGS, PBFT, PbftGenesis, pbft_member
 from replica.cluster.strict_toml import ConfigError, Table, parse_toml, printable, read_bounded
-from replica.core.genesis import NONCE_SIZE, OPERATORS_MAX, PUBLIC_KEY_SIZE, Genesis, Limits, Member, Ordering
+from replica.core.genesis import (
+    NONCE_SIZE,
+    OPERATORS_MAX,
+    PUBLIC_KEY_SIZE,
+    Founding,
+    Genesis,
+    Limits,
+    Member,
+    Ordering,
+    new_genesis,
+)
+from replica.core.layout import DIGEST_SIZE
 from replica.core.quorum import FAULTS_MAX
 from trustlog import TPM_PINS_SIZE, BackendKind, VerificationError, VerifyingKey
 from trustlog.appraisal import EvidenceLevel, Policy, PolicyError, policy_of_table
@@ -232,6 +245,7 @@ def dump_cluster_file(genesis: Genesis, replicas: Sequence[ReplicaPlace]) -> byt
             "application": genesis.application,
             "limits": asdict(genesis.limits),
             **({"operators": [key.hex() for key in genesis.operators]} if genesis.operators else {}),
+            **({} if genesis.founding is None else {"founding": _dump_founding(genesis.founding)}),
             "members": [{"number": member.number, **_dump_key(genesis, member)} for member in genesis.members],
         },
         "replicas": [
@@ -263,6 +277,21 @@ def dump_log_key(member: Member) -> dict[str, str]:
     """Return what `read_log_key` reads."""
     said = {"log_kind": log_kind_label(member.log_kind), "log_public_key": member.log_public_key.hex()}
     return said | ({"log_pins": member.log_pins.hex()} if member.log_pins else {})
+
+
+def _dump_founding(founding: Founding) -> dict[str, str | int]:
+    return {name: value.hex() if isinstance(value, bytes) else value for name, value in asdict(founding).items()}
+
+
+def _read_founding(table: Table | None) -> Founding | None:
+    if table is None:
+        return None
+    cluster_id, digest, application, state = (
+        table.hexadecimal(name, DIGEST_SIZE) for name in ("cluster_id", "digest", "application", "table")
+    )
+    made = Founding(cluster_id, table.integer("slot", 1), digest, table.integer("time_ms", 0), application, state)
+    table.finish()
+    return made
 
 
 def _dump_key(genesis: Genesis, member: Member) -> dict[str, str]:
@@ -353,12 +382,14 @@ def _genesis(table: Table) -> Genesis:
         members.append((_read_signing_key if ordering is PBFT else read_log_key)(member, position))
         member.finish()
     operators = table.hexadecimals("operators", OPERATORS_MAX, PUBLIC_KEY_SIZE)
+    founding = _read_founding(table.optional_table("founding"))
     table.finish()
-    if operators and ordering is PBFT:
-        raise table.error("operators", "the members of a PBFT cluster, a baseline, cannot be changed; leave it out")
+    for key, given in (("operators", operators), ("founding", founding)):
+        if given and ordering is PBFT:
+            raise table.error(key, "a PBFT cluster, a baseline, has none: its members and state only end; leave it out")
+    agreed = (name, nonce, f, ordering, application, Limits(**values), tuple(members))
     try:
-        kind = PbftGenesis if ordering is PBFT else Genesis
-        return kind(name, nonce, f, ordering, application, Limits(**values), tuple(members), operators)
+        return PbftGenesis(*agreed) if ordering is PBFT else new_genesis(*agreed, operators, founding)
     except ValueError as error:
         raise ConfigError(f"{table.file_name}: genesis: {error}; make the file anew with trustlog-replica") from error
 

@@ -247,17 +247,23 @@ class ReplicaHome:
 
 
 def load_home(
-    path: Path, flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None
+    path: Path,
+    flags: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+    *,
+    with_keys: bool = True,
 ) -> ReplicaHome:
     """Read a replica's folder and compare it with its cluster file.
 
     flags: settings, by field, that stand above the environment's, which stand above replica.toml's. environ: instead
     of the process' own. HomeError says what is wrong, also when it is the cluster file. The trusted log itself is not
     opened, and an encrypted key is not looked into: most commands need none, and `unlocked` is for those that do.
+    with_keys: whether its keys must be there, and the right ones; only who reads its data alone can do without.
     """
     try:
         home = _load_home(path, flags or {}, os.environ if environ is None else environ, load_cluster_file)
-        _check_keys(home)
+        if with_keys:
+            _check_keys(home)
     except HomeError:
         raise
     except ConfigError as error:

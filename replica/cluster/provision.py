@@ -10,7 +10,7 @@ nothing half made; nothing that exists is ever overwritten.
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,7 +63,7 @@ from replica.cluster.ports import NoPortError, free_ports
 from replica.cluster.renewal import make_next_pair
 from replica.cluster.strict_toml import ConfigError, Table, parse_toml, read_bounded
 from replica.cluster.writing import sync_directory, write_over
-from replica.core.genesis import NONCE_SIZE, Genesis, Limits, Member, Ordering
+from replica.core.genesis import NONCE_SIZE, Founding, Genesis, Limits, Member, Ordering, new_genesis
 from replica.core.quorum import FAULTS_MAX, replica_count
 from trustlog import BackendKind
 from trustlog.service.client import RemoteLog
@@ -80,6 +80,19 @@ class TpmPlace:
 
     address: str = DEFAULT_ADDRESS
     pcr: int = PCR_DEFAULT
+
+
+@dataclass(frozen=True, slots=True)
+class Foundation:
+    """With what a new cluster begins that another one's state founds.
+
+    founding: what its genesis says of that state. operators: keys that may change the members beside the new one's.
+    fill: called with the directory once it has all but the state, to put that into the replicas' folders.
+    """
+
+    founding: Founding
+    operators: tuple[bytes, ...]
+    fill: Callable[[Path], None]
 
 
 PUBLIC_FORMAT: Final = 1
@@ -131,13 +144,15 @@ def init_cluster(
     log_kind: BackendKind = BackendKind.SOFTWARE,
     encrypt_store: bool = False,
     passphrase: bytes | None = None,
+    foundation: Foundation | None = None,
 ) -> ClusterFile:
     """Make a whole cluster in `directory`: cluster.toml, replica-0 … replica-2f (PBFT: 3f), client, operator.
 
     hosts: one for all replicas, or one each. base_port: the first replica on a host has it, the next on the
     same host has the next; 0 has the operating system choose free ports. log_kind: what keeps every replica's log,
     SOFTWARE or PROCESS; PBFT has none. encrypt_store: seal payloads at rest; PROCESS only. passphrase: with which every
-    private key is encrypted but the logs'. ProvisionError if that fails.
+    private key is encrypted but the logs'. foundation: with what it begins, if not with nothing. ProvisionError if that
+    fails.
     """
     places = plan_addresses(f, hosts, base_port, ordering)
     trusted_log = TrustedLogSettings(log_kind, encrypt_store=encrypt_store)
@@ -153,6 +168,7 @@ def init_cluster(
         if ordering is not PBFT:
             (building / OPERATOR_NAME).mkdir(mode=0o700)
             operators = (create_client_key(building / OPERATOR_NAME, passphrase).public_key,)
+            operators += () if foundation is None else foundation.operators
         raw = _cluster_bytes(
             parts,
             f,
@@ -161,8 +177,11 @@ def init_cluster(
             application=application,
             limits=limits,
             operators=operators,
+            founding=None if foundation is None else foundation.founding,
         )
         write_new(building / CLUSTER_FILE_NAME, raw, 0o644)
+        if foundation is not None:
+            foundation.fill(building)
         (building / CLIENT_NAME).mkdir(mode=0o700)
         create_client_key(building / CLIENT_NAME, passphrase)
     return load_any_cluster_file(directory)
@@ -411,6 +430,7 @@ def _cluster_bytes(
     application: str,
     limits: Limits | None,
     operators: tuple[bytes, ...],
+    founding: Founding | None = None,
 ) -> bytes:
     members = tuple(part.member for part in parts)
     nonce = secrets.token_bytes(NONCE_SIZE)
@@ -419,19 +439,26 @@ def _cluster_bytes(
         if ordering is PBFT:
             genesis = PbftGenesis(name, nonce, f, ordering, application, limits or PBFT_LIMITS, members)
         else:
-            genesis = Genesis(name, nonce, f, ordering, application, limits or Limits(), members, operators)
+            genesis = new_genesis(
+                name, nonce, f, ordering, application, limits or Limits(), members, operators, founding
+            )
     except ValueError as error:
         raise ProvisionError(str(error)) from error
     return dump_cluster_file(genesis, [part.place for part in parts])
 
 
-@contextmanager
-def _built_beside(directory: Path, mode: int = 0o700) -> Iterator[Path]:
-    """Yield a temporary directory that becomes `directory` with `mode`, or vanishes if the body raises."""
+def check_new(directory: Path) -> None:
+    """Refuse a directory that holds something already."""
     if directory.resolve() == Path.cwd():
         raise ProvisionError(f"{directory}: is the current directory; name a new one in it")
     if directory.is_symlink() or (directory.exists() and not _is_empty_directory(directory)):
         raise ProvisionError(f"{directory}: exists already and is not overwritten; choose another name or remove it")
+
+
+@contextmanager
+def _built_beside(directory: Path, mode: int = 0o700) -> Iterator[Path]:
+    """Yield a temporary directory that becomes `directory` with `mode`, or vanishes if the body raises."""
+    check_new(directory)
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))

@@ -12,6 +12,10 @@ header's SHA-256 (integers u64 big-endian unless noted):
 A certificate is what makes a header believed: q entries CHECKPOINT(s, D) of different logs, each with its attestation:
 
     u16 count, count x (u16 log, u32 length, proof; layout in `replica.core.proof`), logs ascending
+
+A cluster that was founded with another one's state (`replica.core.founding`) begins with a header that its genesis
+names to the last byte. It needs nobody's word: its certificate is empty. For heads it has 32 zero bytes each: they
+follow from the logs' keys.
 """
 
 import hashlib
@@ -23,7 +27,7 @@ from replica.core.batch import NULL_BATCH
 from replica.core.entries import Checkpoint, decode_entry
 from replica.core.genesis import Genesis
 from replica.core.layout import DIGEST_SIZE, U64, LayoutError, Reader
-from replica.core.logstate import LogState
+from replica.core.logstate import LogState, initial_states
 from replica.core.proof import PROOF_BYTES_MAX, EntryProof, decode_proof
 from replica.core.quorum import primary
 
@@ -91,8 +95,28 @@ def encode_certificate(proofs: Mapping[int, EntryProof]) -> bytes:
     return b"".join(parts)
 
 
+def founding_header(genesis: Genesis) -> Header | None:
+    """Return the header with which a founded cluster begins; None of any other one, and of a later list of members."""
+    founding = genesis.founding
+    if founding is None or genesis.list_number:
+        return None
+    logs = tuple(state_digest(state.encode()) for state in initial_states(genesis.n, genesis.base))
+    agreed = (genesis.base, founding.time_ms, founding.application, founding.table)
+    return Header(*agreed, (0,) * genesis.n, (bytes(DIGEST_SIZE),) * genesis.n, logs)
+
+
+def is_founding(header: Header, genesis: Genesis) -> bool:
+    """Say whether this is the header with which a founded cluster begins."""
+    return header.slot == genesis.base and header == founding_header(genesis)
+
+
 def check_certificate(raw: bytes, header: Header, genesis: Genesis, verify: VerifyProof) -> None:
-    """Raise LayoutError unless `raw` shows that q logs attested CHECKPOINT of exactly this header."""
+    """Raise LayoutError unless `raw` shows that q logs attested CHECKPOINT of exactly this header.
+
+    With an empty `raw`, unless it is the one with which the cluster was founded.
+    """
+    if not raw and is_founding(header, genesis):
+        return
     if header.list_number != genesis.list_number:
         raise LayoutError(f"a header of list {header.list_number} of members, not of list {genesis.list_number}")
     said = check_certified(raw, genesis, verify)

@@ -6,7 +6,7 @@ Nothing in it ever changes. Buckets are shared with the map that it was taken of
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from replica.core.tree import EMPTY, ITEM_PARTS, NODE_FANOUT, split_digests
+from replica.core.tree import EMPTY, ITEM_PARTS, NODE_FANOUT, root_digest, split_digests
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,10 @@ class FrozenMap:
     def count(self) -> int:
         """Return the number of keys."""
         return self.keys
+
+    def root(self) -> bytes:
+        """Return the digest of the whole map."""
+        return root_digest(self.node_digests, self.keys)
 
     def bucket_digests(self, node: int) -> tuple[bytes, ...]:
         """Return the 256 digests of the buckets of `node`."""

@@ -15,7 +15,10 @@ Layout (integers big-endian; text is UTF-8 preceded by its u16 length):
     u16 members, then per member      u16 number, u8 kind of log backend, 65 public key of the log, and for a TPM what
                                       was pinned at its enrolment (75 bytes, trustlog.tpm.chain)
     u16 operators, 65 each            public keys of those who may change the members (`replica.core.members`); left out
-                                      if there are none
+                                      if there are none and nothing follows
+    for a cluster that begins with another one's state (`replica.core.founding`), else left out:
+        32 id of that cluster         u64 slot after which it was its state     32 digest of the state there
+        u64 agreed time               32 root of the application's state        32 root of the client table begun with
 
 The genesis is list 0 of members. A later list makes a `Genesis` of its own (`successor`), with the same cluster id: all
 that is ordered under it is judged by its members, from the slot after `base` on.
@@ -107,11 +110,45 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
+class Founding:
+    """The state with which a cluster begins, if it goes on from another one's (`replica.core.founding`).
+
+    cluster_id, slot, digest: the other cluster, the slot after which it had that state, and `Executor.digest` there.
+    time_ms, application, table: the agreed time and the maps' roots, with which this cluster begins.
+    """
+
+    cluster_id: bytes
+    slot: int
+    digest: bytes
+    time_ms: int
+    application: bytes
+    table: bytes
+
+    def base(self, interval: int) -> int:
+        """Return the slot after which the new cluster begins: the other one's, rounded up to a checkpoint's."""
+        return -(-self.slot // interval) * interval
+
+    def problems(self) -> list[str]:
+        """Return what makes this unusable, in words; an empty list if nothing does."""
+        digests = (self.cluster_id, self.digest, self.application, self.table)
+        found = ["a founding's id, digest and roots have 32 bytes each"] if set(map(len, digests)) != {32} else []
+        if not 1 <= self.slot < 1 << 62 or not 0 <= self.time_ms < 1 << 63:
+            found.append("a founding's slot is from 1 on, and its time not negative")
+        return found
+
+    def encode(self) -> bytes:
+        """Return the documented layout."""
+        origin = self.cluster_id + struct.pack(">Q", self.slot) + self.digest
+        return origin + struct.pack(">Q", self.time_ms) + self.application + self.table
+
+
+@dataclass(frozen=True, slots=True)
 class Genesis:
     """The agreed part of the cluster file. Raises ValueError for values that no cluster can run with.
 
     operators: keys of those who may change the members, 65 bytes each. list_number, base, origin: of a later list of
-    members, the slot after which it is in force, and the id of the cluster, whose members were others once.
+    members, the slot after which it is in force, and the id of the cluster, whose members were others once. founding:
+    of a cluster that begins with another one's state; its first list is in force after `founding.base(…)`.
     """
 
     name: str
@@ -125,6 +162,7 @@ class Genesis:
     list_number: int = 0
     base: int = 0
     origin: bytes = b""
+    founding: Founding | None = None
 
     def __post_init__(self) -> None:
         problems = self.limits.problems()
@@ -142,11 +180,25 @@ class Genesis:
             problems.append(f"there may be at most {OPERATORS_MAX} operators, each once")
         if any(len(key) != PUBLIC_KEY_SIZE for key in self.operators):
             problems.append(f"an operator's public key must have {PUBLIC_KEY_SIZE} bytes (uncompressed P-256 point)")
+        problems += self._founding_problems()
         for label, text in (("name", self.name), ("application", self.application)):
             if not 1 <= len(text.encode()) <= TEXT_SIZE_MAX:
                 problems.append(f"{label} must have 1 to {TEXT_SIZE_MAX} bytes")
         if problems:
             raise ValueError("; ".join(problems))
+
+    def _founding_problems(self) -> list[str]:
+        founding, interval = self.founding, max(1, self.limits.checkpoint_interval)
+        problems = [] if founding is None else founding.problems()
+        begins = 0 if founding is None or problems else founding.base(interval)
+        if not self.list_number and not problems and self.base != begins:
+            problems.append(f"the first list of members is in force after slot {begins}, not {self.base}")
+        return problems
+
+    @property
+    def needs_state(self) -> bool:
+        """Say whether nothing can be read under this list of members without the state with which it begins."""
+        return self.list_number > 0 or self.founding is not None
 
     @property
     def n(self) -> int:
@@ -167,8 +219,10 @@ class Genesis:
         parts += [struct.pack(">Q", getattr(self.limits, f.name)) for f in fields(Limits)]
         parts.append(struct.pack(">H", self.n))
         parts += [struct.pack(">HB", m.number, m.log_kind) + m.log_public_key + m.log_pins for m in self.members]
-        if self.operators:
+        if self.operators or self.founding is not None:
             parts += [struct.pack(">H", len(self.operators)), *self.operators]
+        if self.founding is not None:
+            parts.append(self.founding.encode())
         return b"".join(parts)
 
     def cluster_id(self) -> bytes:
@@ -187,6 +241,24 @@ class Genesis:
     def context(self, list_number: int = 0) -> bytes:
         """Return the 32 bytes that every statement of a log carries which came in with that list of members."""
         return hashlib.sha256(CONTEXT_TAG + self.cluster_id() + struct.pack(">Q", list_number)).digest()
+
+
+def new_genesis(
+    name: str,
+    nonce: bytes,
+    f: int,
+    ordering: Ordering,
+    application: str,
+    limits: Limits,
+    members: tuple[Member, ...],
+    operators: tuple[bytes, ...] = (),
+    founding: Founding | None = None,
+) -> Genesis:
+    """Return a new cluster's genesis, in force after the slot that follows from `founding`; ValueError as above."""
+    interval = max(1, limits.checkpoint_interval)  # what is no limit is refused below
+    base = 0 if founding is None else founding.base(interval)
+    agreed = (name, nonce, f, ordering, application, limits, members, operators)
+    return Genesis(*agreed, base=base, founding=founding)
 
 
 def _text(text: str) -> bytes:

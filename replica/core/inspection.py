@@ -56,6 +56,11 @@ class Inspection:
         return self.executor.slot
 
     @property
+    def top(self) -> int:
+        """The highest slot for which any log voted, as far as was read here; perhaps it was decided elsewhere."""
+        return max(state.top for state in self._known.states)
+
+    @property
     def ends(self) -> int | None:
         """The last slot of the list of members under which this core works, once it is known."""
         return self._known.ends

@@ -42,7 +42,9 @@ def beginning(genesis: Genesis) -> list[LogState]:
 
     Under a later list what a log said before it joined is skipped, so it may be read from its first entry on.
     """
-    return founding_states([0] * genesis.n, genesis.base) if genesis.list_number else initial_states(genesis.n)
+    if genesis.list_number:
+        return founding_states([0] * genesis.n, genesis.base)
+    return initial_states(genesis.n, genesis.base)
 
 
 def initial_knowledge(genesis: Genesis) -> Knowledge:

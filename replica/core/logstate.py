@@ -172,10 +172,10 @@ class LogState:
             raise RuntimeError("invariant 3: a VIEW-CHANGE to a view that was not entered")
 
 
-def initial_states(n: int) -> list[LogState]:
-    """Return the reduced state of every empty log. View 0 is open: its primary proposes from slot 1 on."""
-    states = [LogState(author) for author in range(n)]
-    states[0].opened[0] = Opening(base=0, top=0)
+def initial_states(n: int, base: int = 0) -> list[LogState]:
+    """Return the reduced state of every empty log. View 0 is open: its primary proposes from slot base + 1 on."""
+    states = [LogState(author, last_checkpoint=base, top=base) for author in range(n)]
+    states[0].opened[0] = Opening(base=base, top=base)
     return states
 
 

@@ -12,6 +12,7 @@ from replica.application import Application
 from replica.core.batch import NULL_BATCH, Batch
 from replica.core.carry import Carry, carry
 from replica.core.catchup import CatchUp
+from replica.core.checkpoint import is_founding
 from replica.core.checkpoints import Checkpoints
 from replica.core.cut import AgreedCut
 from replica.core.entries import (
@@ -115,13 +116,13 @@ class ReplicaCore(Inspection):
         else:
             self.executor = snapshot.executor
             self._known = knowledge_from(genesis, snapshot)
-            heads = list(snapshot.header.heads)
+            heads = heads if is_founding(snapshot.header, genesis) else list(snapshot.header.heads)
         ends = [state.position for state in self._known.states]
         self._inboxes = [Inbox(head, received=end, seen=end) for head, end in zip(heads, ends, strict=True)]
         self._pen = Pen(number, self._known, self.patience)
         self._known.ends = self.executor.membership.last_slot_of(self.genesis.list_number)
         self._catch_up = CatchUp(number, genesis, self._inboxes, self.executor)
-        self._catch_up.needs_state = genesis.list_number > 0 and snapshot is None
+        self._catch_up.needs_state = genesis.needs_state and snapshot is None
         self.refusals = self._catch_up.refusals  # one count
         self._cut = AgreedCut(self._known.states, heads)
         rule = milestones or MilestoneRule()

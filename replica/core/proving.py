@@ -17,7 +17,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from replica.core.carry import carry
-from replica.core.checkpoint import check_certificate, check_certified, decode_header, encode_certificate, state_digest
+from replica.core.checkpoint import (
+    check_certificate,
+    check_certified,
+    decode_header,
+    encode_certificate,
+    is_founding,
+    state_digest,
+)
 from replica.core.entries import (
     CHECKPOINT,
     Checkpoint,
@@ -135,7 +142,8 @@ class Replay:
         if [(state.author, state.position) for state in self.states] != list(enumerate(header.cut)):
             raise LayoutError("a basis whose reduced states are not those at its cut")
         self._slot = header.slot
-        self._ends = list(zip(header.cut, header.heads, strict=True))
+        if not is_founding(header, self._genesis):
+            self._ends = list(zip(header.cut, header.heads, strict=True))
 
     def end(self, log: int) -> int:
         """Return the index up to which `log` was handed in."""

@@ -23,7 +23,7 @@ from replica.cluster.home import ReplicaHome
 from replica.cluster.memberlists import EntryVerifier
 from replica.core.batch import decode_batch
 from replica.core.chain import founding_of, said_under
-from replica.core.checkpoint import check_certificate, state_digest
+from replica.core.checkpoint import check_certificate, is_founding, state_digest
 from replica.core.entries import decode_judged
 from replica.core.evidence import Basis
 from replica.core.group import VerifiedGroup
@@ -154,6 +154,12 @@ class _FolderAudit:
 
     def run(self) -> None:
         """Audit the state, then the logs."""
+        founding = self._home.cluster.genesis.founding
+        if founding is not None:
+            origin = f"cluster {founding.cluster_id.hex()}, which was its own after slot {founding.slot}"
+            self.found.notes.append(
+                f"history begins with a state of {origin}: the genesis names it, no log here shows it"
+            )
         basis = self._state()
         if not self._home.store_path.exists():
             self.found.notes.append(f"{self._home.store_path} is not there")
@@ -218,7 +224,8 @@ class _FolderAudit:
             founding, states = founding_of(header, present, self._verifier.initial_heads())
             self._starts = list(zip(founding.cut, founding.heads, strict=True))
             return Ground(header.slot, states, tuple(self._starts))
-        self._starts = list(zip(header.cut, header.heads, strict=True))
+        if not is_founding(header, genesis):
+            self._starts = list(zip(header.cut, header.heads, strict=True))
         return Basis(view.header, view.certificate, view.logs)
 
     # The logs

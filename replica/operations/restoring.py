@@ -22,7 +22,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -36,6 +36,7 @@ from replica.cluster.home import (
     TLS_CERTIFICATE_NAME,
     TLS_KEY_NAME,
     ReplicaHome,
+    dump_settings,
     load_home,
     load_settings,
 )
@@ -99,6 +100,33 @@ def restore(archive: Path, folder: Path, log: Any) -> Restored:  # noqa: ANN401 
         raise BackupError(f"{archive}: not a backup, or damaged: {error}") from error
     except BackupError as error:
         raise BackupError(f"{archive}: {error}") from error
+
+
+def unpack(archive: Path, folder: Path) -> Path:
+    """Put what a backup holds into the new folder, to be looked into; no replica can run with it, without a log.
+
+    Return the folder. BackupError or OSError if that cannot be; evidence is left out.
+    """
+    try:
+        with tarfile.open(archive, mode="r:") as opened:
+            manifest = _manifest(opened)
+            (folder / LOG_NAME).mkdir(parents=True, mode=0o700)
+            log_key = f"{LOG_NAME}/{LOG_PUBLIC_KEY_NAME}"
+            small = {**dict(zip(SMALL_NAMES, SMALL_NAMES, strict=True)), LOG_PUBLIC_KEY_NAME: log_key}
+            for name, place in small.items():
+                write_new(folder / place, _small(opened, manifest, name), 0o600)
+            if OWN_NAME in manifest.files:
+                write_new(folder / OWN_NAME, _small(opened, manifest, OWN_NAME), 0o600)
+            for name in [name for name in DATABASE_NAMES if name in manifest.files]:
+                with (folder / name).open("xb") as file:
+                    _copy(opened, manifest, name, file)
+            settings = load_settings(folder / SETTINGS_NAME)
+            (folder / SETTINGS_NAME).write_bytes(dump_settings(replace(settings, cluster=CLUSTER_FILE_NAME)))
+    except tarfile.TarError as error:
+        raise BackupError(f"{archive}: not a backup, or damaged: {error}") from error
+    except BackupError as error:
+        raise BackupError(f"{archive}: {error}") from error
+    return folder
 
 
 def _manifest(opened: tarfile.TarFile) -> Manifest:

@@ -120,17 +120,7 @@ class StateKeeper:
         self._write(reduce(_merged, milestones))
 
     def _write(self, milestone: Milestone) -> None:
-        header = self._read(milestone.header)
-        stored = StoredMilestone(
-            milestone.slot,
-            milestone.header,
-            milestone.certificate,
-            milestone.logs,
-            milestone.batches,
-            (milestone.application, milestone.table),
-            (header.application, header.table),
-        )
-        self._store.write(stored, replace_all=milestone.is_whole)
+        write_milestone(self._store, milestone, self._read(milestone.header))
 
     def _written(self, work: "asyncio.Future[Any]", header: Header, done: Callable[[Snapshot], None] | None) -> None:
         self._writing = None
@@ -220,6 +210,20 @@ class StateKeeper:
         self._reader.shutdown(wait=True)
         self._writer.shutdown(wait=True)
         self._store.close()
+
+
+def write_milestone(store: StateStore, milestone: Milestone, header: Header) -> None:
+    """Make a milestone durable; header: its own, decoded. Raises as `StateStore.write`."""
+    stored = StoredMilestone(
+        milestone.slot,
+        milestone.header,
+        milestone.certificate,
+        milestone.logs,
+        milestone.batches,
+        (milestone.application, milestone.table),
+        (header.application, header.table),
+    )
+    store.write(stored, replace_all=milestone.is_whole)
 
 
 def _part(view: PinnedState, wanted: PartWanted) -> bytes:

@@ -16,7 +16,7 @@ from replica.cluster.clusterfile import ClusterFile
 from replica.cluster.memberlists import EntryVerifier, follow, write_links
 from replica.cluster.strict_toml import ConfigError
 from replica.core.chain import Link, found
-from replica.core.checkpoint import Header, check_certificate, decode_header
+from replica.core.checkpoint import Header, check_certificate, decode_header, is_founding
 from replica.core.events import CheckpointOffered
 from replica.core.genesis import Genesis
 from replica.core.layout import LayoutError
@@ -99,7 +99,7 @@ class MemberLists:
         genesis, before = self._cluster.genesis, self._cluster.before
         for agreed in (genesis, *self._later.lists[len(self._cluster.lists) :]):
             header = _certified(message, agreed)
-            if header is not None and header.slot > agreed.base:
+            if header is not None and (header.slot > agreed.base or is_founding(header, agreed)):
                 if agreed is genesis:
                     self._node.post(CheckpointOffered(sender, header, message.certificate))
                 else:

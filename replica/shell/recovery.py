@@ -13,8 +13,9 @@ from replica.application import Application
 from replica.cluster.clusterfile import ClusterFile
 from replica.core.batch import decode_batch
 from replica.core.chain import found, said_under
-from replica.core.checkpoint import check_certificate, decode_header
+from replica.core.checkpoint import Header, check_certificate, decode_header, founding_header
 from replica.core.events import Effect, GroupReceived
+from replica.core.founding import check_maps
 from replica.core.genesis import Genesis
 from replica.core.group import VerifiedGroup
 from replica.core.layout import LayoutError
@@ -23,6 +24,7 @@ from replica.core.machine import ReplicaCore
 from replica.core.snapshot import Fetched, Snapshot
 from replica.shell.atrest import CLEAR, Clear
 from replica.shell.salvage import salvage
+from replica.shell.sqlitefile import StoreError
 from replica.shell.statestore import PinnedState, StateStore, discard_state
 from replica.shell.statetree import StateDamagedError
 from replica.shell.store import GroupDamagedError, Store, StoreDamagedError, StoredGroup
@@ -88,14 +90,18 @@ def load_snapshot(
 ) -> Snapshot | None:
     """Return the state that the file holds, verified; None if there is none, or it was damaged and moved aside.
 
-    The last state of the list of members before the present one is what the present one begins with.
+    The last state of the list of members before the present one is what the present one begins with. StoreError if it
+    is to be that with which a cluster was founded, and is another one: that is no damage, somebody put it there.
     """
     genesis, before = cluster.genesis, cluster.before
     try:
         view = store.load()
         if view is None:
+            if genesis.founding is not None and not genesis.list_number:
+                log.warning("the state with which this cluster was founded is not here; peers are asked for one")
             return None
         with view:
+            _check_founding(view, genesis)
             _, agreed = said_under(view.header, genesis, before)
             if agreed is genesis:
                 return _verified(view, genesis, application, verifier)
@@ -106,6 +112,30 @@ def load_snapshot(
     aside = store.discard()
     log.error("state file damaged; peers are asked for the state", error=str(damage), moved_to=str(aside))
     return None
+
+
+def _check_founding(view: PinnedState, genesis: Genesis) -> None:
+    founding, expected = genesis.founding, founding_header(genesis)
+    if founding is None or expected is None or view.slot > genesis.base:
+        return
+    try:
+        _compare(decode_header(view.header, genesis.n), expected)
+        check_maps(expected, *(tree.root() for tree in view.trees))
+    except LayoutError as error:
+        raise StoreError(
+            f"{view.path}: begins with another state than this cluster was founded with, which is that of cluster "
+            f"{founding.cluster_id.hex()} after slot {founding.slot}: {error}. Compare cluster.toml with the other "
+            "replicas'; if it is theirs, move this file away and start again: a replica that has the state hands it out"
+        ) from error
+
+
+def _compare(header: Header, expected: Header) -> None:
+    check_maps(expected, header.application, header.table)
+    if header != expected:
+        raise LayoutError(
+            f"slot {header.slot} and agreed time {header.time_ms}, and {expected.slot} and "
+            f"{expected.time_ms} belong there, or other logs"
+        )
 
 
 def _verified(view: PinnedState, genesis: Genesis, application: Application, verifier: GroupVerifier) -> Snapshot:

@@ -52,6 +52,41 @@ def test_round_trip_keeps_everything(example):
     assert dump_cluster_file(cluster.genesis, cluster.replicas) == example.read_bytes()
 
 
+def found(document, **changes):
+    """Make it the file of a cluster that was founded with another one's state after slot 300."""
+    digests = {
+        name: f"{number:02x}" * 32 for number, name in enumerate(("cluster_id", "digest", "application", "table"))
+    }
+    document["genesis"]["founding"] = {"slot": 300, "time_ms": 17, **digests, **changes}
+    return document
+
+
+def test_a_founded_cluster_round_trip(document, example):
+    plain = parse(document).cluster_id
+    cluster = parse(found(document))
+    founding = cluster.genesis.founding
+    assert (founding.slot, founding.time_ms, founding.cluster_id, founding.table) == (300, 17, bytes(32), b"\3" * 32)
+    assert cluster.genesis.base == 384, "the next multiple of the checkpoint interval"
+    assert cluster.cluster_id != plain
+    again = parse_cluster_file(dump_cluster_file(cluster.genesis, cluster.replicas))
+    assert again.genesis == cluster.genesis
+    assert parse(found(document, digest="55" * 32)).cluster_id != cluster.cluster_id
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"slot": 0}, ["genesis.founding.slot"]),
+        ({"time_ms": -1}, ["genesis.founding.time_ms"]),
+        ({"digest": "00" * 31}, ["genesis.founding.digest", "64 hexadecimal digits"]),
+        ({"cluster_id": 7}, ["genesis.founding.cluster_id"]),
+        ({"base": 384}, ["genesis.founding.base"]),
+    ],
+)
+def test_a_founding_that_cannot_be(document, change, words):
+    refused(found(document, **change), *words)
+
+
 def test_directory_is_taken_for_the_file_in_it(example):
     assert load_cluster_file(example.parent) == load_cluster_file(example)
 

@@ -11,6 +11,14 @@ from replica.cluster.pbft import LIMITS, NO_LOGS, PBFT, PbftGenesis, pbft_member
 from replica.cluster.provision import ProvisionError, assemble, init_cluster
 from replica.core.genesis import Limits, Member, Ordering
 
+FOUNDING = "\n".join(
+    [
+        "slot = 1",
+        "time_ms = 1",
+        *(f'{name} = "{"00" * 32}"' for name in ("cluster_id", "digest", "application", "table")),
+    ]
+)
+
 
 @pytest.fixture
 def made(tmp_path):
@@ -107,6 +115,7 @@ def test_the_same_genesis_is_no_other_ordering(made):
     [
         ('signing_public_key = "04', 'signing_public_key = "05', "signing_public_key"),
         ("[[replicas]]", '[appraisal]\nminimum_evidence = "self-asserted"\n\n[[replicas]]', "no trusted logs"),
+        ("[[replicas]]", f"[genesis.founding]\n{FOUNDING}\n[[replicas]]", "genesis.founding: a PBFT cluster"),
     ],
 )
 def test_files_that_are_wrong(made, old, new, says):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ from replica.core.envelope import (
     encode_operations,
     encode_operations_reply,
 )
-from replica.core.genesis import Genesis, Limits, Member, Ordering
+from replica.core.genesis import Founding, Genesis, Limits, Member, Ordering
 from replica.core.group import decode_group, encode_group, encode_payloads
 from replica.core.logstate import Departure, LogState, Opening
 from replica.core.proof import EntryProof, decode_proof
@@ -102,6 +103,8 @@ def by_hand() -> dict[str, str]:
     vectors = {
         "genesis": genesis_by_hand(),
         "cluster id": CLUSTER_ID,
+        "genesis of a founded cluster": genesis_by_hand() + u16(0) + b"\x11" * 32 + u64(258) + DIGEST
+        + u64(1_700_000_000_123) + OTHERS[0] + OTHERS[1],
         "context of list 0": hashlib.sha256(b"trustlog/context" + CLUSTER_ID + u64(0)).digest(),
         "context of list 258": hashlib.sha256(b"trustlog/context" + CLUSTER_ID + u64(258)).digest(),
         "envelope of operations": OPERATIONS,
@@ -168,6 +171,7 @@ def genesis() -> Genesis:
 
 
 G = genesis()
+FOUNDING = Founding(b"\x11" * 32, 258, DIGEST, 1_700_000_000_123, *OTHERS)
 SESSION = SessionId(3, 2)
 DECODED_BATCH = decode_batch(BATCH, CLUSTER_ID, G.limits)
 DECODED_CUT = decode_batch(CUT_BATCH, CLUSTER_ID, G.limits)
@@ -206,6 +210,7 @@ SHOWN = EntryProof(
 ENCODED = {
     "genesis": G.encode(),
     "cluster id": G.cluster_id(),
+    "genesis of a founded cluster": replace(G, founding=FOUNDING, base=260).encode(),
     "context of list 0": G.context(),
     "context of list 258": G.context(258),
     "envelope of operations": encode_operations(CLUSTER_ID, CLIENT, CONTENT) + SIGNATURE,
