@@ -39,7 +39,7 @@ from dataclasses import dataclass, replace
 
 from replica.core import quorum
 from replica.core.envelope import Administer, AdministerReply, RefusedError, Status
-from replica.core.genesis import PUBLIC_KEY_SIZE, TEXT_SIZE_MAX, Genesis, Member
+from replica.core.genesis import PUBLIC_KEY_SIZE, TEXT_SIZE_MAX, Genesis, Limits, Member
 from replica.core.layout import U64, LayoutError, Reader
 from replica.core.places import PLACE_BYTES_MAX, decode_places
 from replica.core.points import is_point
@@ -230,12 +230,15 @@ class Membership:
             raise RefusedError(f"list {self.next.number} is to be in force after slot {self.next.after}: wait for it")
         if wanted.number != self.number + 1 or wanted.after:
             raise RefusedError(f"list {wanted.number} of members is asked for, the next one is {self.number + 1}")
-        limits = self._genesis.limits
-        interval = limits.checkpoint_interval
-        after = -(-(slot + limits.window) // interval) * interval
-        made = replace(wanted, after=after)
+        made = replace(wanted, after=last_slot(slot, self._genesis.limits))
         check_change(self.genesis, made, self._retired)
         return made
+
+
+def last_slot(slot: int, limits: Limits) -> int:
+    """Return the last slot of a list whose successor is accepted at `slot`."""
+    interval = limits.checkpoint_interval
+    return -(-(slot + limits.window) // interval) * interval
 
 
 def check_change(before: Genesis, made: MemberList, retired: dict[bytes, int]) -> None:
