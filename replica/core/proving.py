@@ -129,6 +129,9 @@ class Replay:
     def _begin(self, basis: Basis, keys: Keys) -> None:
         header = decode_header(basis.header, self._genesis.n)
         check_certificate(basis.certificate, header, self._genesis, keys.entry)
+        # Whoever was a member may say anything once the list is no more.
+        if header.slot <= self._genesis.base or (self._list_ends is not None and header.slot > self._list_ends):
+            raise LayoutError(f"slot {header.slot} of the basis is not of list {header.list_number} of the members")
         if tuple(map(state_digest, basis.states)) != header.logs:
             raise LayoutError("a basis whose reduced states are not those that a quorum attested")
         self.states = list(map(LogState.decode, basis.states))
