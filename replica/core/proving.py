@@ -40,7 +40,7 @@ from replica.core.evidence import (
     decode_claim,
     decode_evidence,
 )
-from replica.core.genesis import Genesis
+from replica.core.genesis import Genesis, Member
 from replica.core.group import VerifiedGroup
 from replica.core.knowledge import beginning
 from replica.core.layout import U64_MAX, LayoutError
@@ -272,8 +272,10 @@ def examine_under(
     spans: Sequence[tuple[Genesis, int | None]],
     keys_of: Callable[[Genesis], Keys],
     verify_envelope: VerifyEnvelope,
-) -> tuple[Claim, str]:
-    """Return what a file of evidence proves in a cluster whose members changed; UnprovenError says why nothing.
+) -> tuple[Claim, str, Member]:
+    """Return what a file of evidence proves in a cluster whose members changed, and of whose log.
+
+    UnprovenError says why it proves nothing.
 
     spans: of every list of members so far, the first one first: what is agreed under it, and its last slot, None of the
     present one's. Who knows of too few lists judges what was said under a later one by an older one's rules, and may
@@ -293,7 +295,7 @@ def examine_under(
             except UnprovenError as error:
                 reasons.append(str(error))
         if found and (kind is not Kind.ENTRY or len(found) == len(tenure)):
-            return found[-1]
+            return *found[-1], tenure[0][0].members[claim.log]
     raise UnprovenError("; ".join(dict.fromkeys(reasons[1:] or reasons)))
 
 

@@ -38,7 +38,9 @@ def joining(*numbers: int) -> tuple[Member, ...]:
 
 
 def judged(raw: bytes, spans: list[tuple[Genesis, int | None]]) -> tuple[Claim, str]:
-    return examine_under(raw, spans, GroupVerifier, signed_envelope)
+    claim, text, member = examine_under(raw, spans, GroupVerifier, signed_envelope)
+    assert any(member in genesis.members for genesis, _ in spans)
+    return claim, text
 
 
 def why_not(raw: bytes, spans: list[tuple[Genesis, int | None]]) -> str:
