@@ -392,14 +392,21 @@ def bare(claim: Claim, group: VerifiedGroup, genesis: Genesis, kind: Kind = Kind
 
 
 def collect_replay(
-    log: int, index: int, genesis: Genesis, keys: Keys, basis: Basis | None, source: Source
+    log: int,
+    index: int,
+    genesis: Genesis,
+    keys: Keys,
+    basis: Basis | None,
+    source: Source,
+    ends: int | None = None,
 ) -> Evidence | None:
     """Collect what is needed to come to the violation or lie in entry `index` of `log`, and no more.
 
     None if `source` lacks something. TooLargeError, or UnprovenError if that entry breaks no rule: it must be one that
-    the core found bad, so envelopes' signatures are not looked at again.
+    the core found bad, so envelopes' signatures are not looked at again. ends: see `Replay`; without it no vote is
+    beyond the list.
     """
-    replay = Replay(genesis, keys, basis, lambda _: True)
+    replay = Replay(genesis, keys, basis, lambda _: True, ends)
     taken: list[list[bytes]] = [[] for _ in range(genesis.n)]
     groups = [source(other, replay.end(other) + 1) for other in range(genesis.n)]
     size = 0

@@ -126,9 +126,10 @@ class EvidenceFolder:
 
 @dataclass(slots=True)
 class _Wanted:
-    """Evidence to be collected."""
+    """Evidence to be collected. ends: the last slot of the list of members, if it was known."""
 
     found: Found
+    ends: int | None
     attempts: int = 0
 
 
@@ -159,8 +160,8 @@ class EvidenceKeeper:
         self._lies: dict[int, int] = {}
         self._thread = ThreadPoolExecutor(1, "evidence")
 
-    def want(self, found: Found) -> None:
-        """Collect evidence of what the core found, unless it is here."""
+    def want(self, found: Found, ends: int | None = None) -> None:
+        """Collect evidence of what the core found, unless it is here; ends: the last slot of its list, once known."""
         what = (type(found), found.log, 0 if isinstance(found, Forked) else found.index)
         if what in self._seen or self._is_kept(found):
             return
@@ -169,7 +170,7 @@ class EvidenceKeeper:
                 return
             self._lies[found.log] = self._lies.get(found.log, 0) + 1
         self._seen.add(what)
-        self._try(_Wanted(found))
+        self._try(_Wanted(found, ends))
 
     def retry(self) -> None:
         """Try again what could not be collected yet; to be called every second or two, as tries are counted."""
@@ -202,7 +203,7 @@ class EvidenceKeeper:
         wanted.attempts += 1
         last = wanted.attempts >= ATTEMPTS_MAX
         try:
-            file = self._collector.collect(wanted.found, complete=not last)
+            file = self._collector.collect(wanted.found, wanted.ends, complete=not last)
             if file is None and not last:
                 self._wanted.append(wanted)
                 return
@@ -243,16 +244,19 @@ class Collector:
         self._state_path = state_path
         self._genesis = genesis
 
-    def collect(self, found: Found, *, complete: bool = True) -> tuple[str, bytes] | None:
-        """Return a file's name and content; None if something is missing. complete: rather nothing than less."""
+    def collect(self, found: Found, ends: int | None = None, *, complete: bool = True) -> tuple[str, bytes] | None:
+        """Return a file's name and content; None if something is missing. complete: rather nothing than less.
+
+        ends: see `replica.core.proving.Replay`.
+        """
         if isinstance(found, Forked):
             return self._fork(found)
         if isinstance(found, Exposed) and found.violation.rule == MALFORMED:
             return self._named(bare(Claim(found.log, found.index, MALFORMED), found.group, self._genesis, Kind.ENTRY))
-        evidence = self._of_others(found, complete=complete)
+        evidence = self._of_others(found, ends, complete=complete)
         return None if evidence is None else self._named(evidence)
 
-    def _of_others(self, found: Exposed | Lied, *, complete: bool) -> Evidence | None:
+    def _of_others(self, found: Exposed | Lied, ends: int | None, *, complete: bool) -> Evidence | None:
         """Return evidence that rests on more than the one entry."""
         basis, starts = self._basis()
         group = found.group if isinstance(found, Exposed) else self._group(found.log, found.index)
@@ -266,7 +270,8 @@ class Collector:
             if rule == FALSE_CHECKPOINT:
                 evidence = collect_checkpoint(group, found.index, starts, self._genesis, self._groups)
             else:
-                evidence = collect_replay(found.log, found.index, self._genesis, self.verifier, basis, self._groups)
+                what = (found.log, found.index, self._genesis, self.verifier, basis, self._groups)
+                evidence = collect_replay(*what, ends)
         except (TooLargeError, UnprovenError):
             return bare(claim, group, self._genesis)
         return evidence if evidence is not None or complete else bare(claim, group, self._genesis)

@@ -111,6 +111,13 @@ class World:
         while self.slot < last:
             self._follow(self.proposed())
 
+    def overrun(self, last: int) -> int:
+        """Have the accused follow up to slot `last`, the last one of its list, and then vote for the next."""
+        self.follow(last - 1)
+        digest = self.proposed()
+        self.say(Prepare(0, last, digest), Commit(0, last, digest))
+        return self.say(Prepare(0, last + 1, bytes(32)))
+
     def _follow(self, digest: bytes) -> None:
         slot = self.slot
         self.say(Prepare(0, slot, digest), Commit(0, slot, digest))

@@ -7,6 +7,7 @@ import pytest
 from replica.core.batch import make_batch
 from replica.core.checkpoint import Header, encode_certificate, state_digest
 from replica.core.entries import COMMIT, Checkpoint, Commit, Prepare, PrePrepare, Suspect
+from replica.core.events import Exposed
 from replica.core.evidence import Basis, Claim, Evidence, Kind
 from replica.core.genesis import Genesis, Member
 from replica.core.layout import LayoutError
@@ -24,6 +25,7 @@ from replica.core.proving import (
 )
 from replica.shell.verify import GroupVerifier
 from tests.replica.core.evidence_world import ACCUSED, KeyedLog, World, signed_envelope
+from tests.replica.core.test_members import OPERATOR
 
 NULL = bytes(32)
 LAST = 6  # the last slot of list 0
@@ -93,6 +95,19 @@ def test_a_rule_that_was_broken_under_the_next_list_is_proven_by_its_rules():
     raw = replay(world, world.say(Suspect(0)), spans[1][0])
     assert judged(raw, spans)[0] == Claim(ACCUSED, world.log.last, "suspected-twice")
     why_not(raw, [(world.genesis, LAST)])
+
+
+def test_a_vote_beyond_the_last_slot_is_collected_and_proven():
+    world = World(4, operators=(OPERATOR,))
+    after = world.change(*world.genesis.members[:2], *joining(2))
+    index = world.overrun(after.base)
+    assert {(one.index, one.violation.rule) for one in world.found(Exposed)} == {(index, "beyond-list")}
+    of_list = (world.genesis, world.keys, None, world.groups)
+    evidence = collect_replay(ACCUSED, index, *of_list, after.base)
+    assert evidence is not None
+    assert judged(evidence.encode(), [(world.genesis, after.base), (after, None)])[0].rule == "beyond-list"
+    assert "lacks" in why_not(evidence.encode(), [(world.genesis, None)]), "who does not know where the list ends"
+    assert collect_replay(ACCUSED, index, *of_list) is None
 
 
 def shown_alone(world: World, entry: bytes | PrePrepare) -> bytes:

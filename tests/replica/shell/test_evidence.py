@@ -3,6 +3,7 @@
 import json
 import re
 import stat
+from collections import Counter
 from contextlib import closing
 from dataclasses import replace
 from types import SimpleNamespace
@@ -22,15 +23,19 @@ from replica.core.group import encode_group, encode_payloads
 from replica.core.layout import LayoutError
 from replica.core.members import MemberList, Seat
 from replica.core.proof import prove
+from replica.core.proving import UnprovenError, examine_under
 from replica.core.rules import Violation
 from replica.shell import detector, evidence
+from replica.shell.atrest import CLEAR
 from replica.shell.evidence import EvidenceFolder
 from replica.shell.store import Store, StoredGroup
 from replica.shell.verify import GroupVerifier
 from replica.wire.messages import GroupMessage
-from tests.replica.core.evidence_world import KeyedLog
+from tests.replica.core.evidence_world import KeyedLog, World, signed_envelope
 from tests.replica.core.harness import make_genesis
 from tests.replica.core.test_chain import Ending
+from tests.replica.core.test_members import OPERATOR
+from tests.replica.core.test_proving_lists import joining
 from tests.support.nodes import Nodes
 from tests.support.waiting import on_loop, until
 from trustlog import Attestation, AttestedLog, LogState, entry_digest, in_memory, log_id, open_log
@@ -387,6 +392,45 @@ def test_what_one_log_did_is_nothing_against_the_next_one_of_that_number(tmp_pat
         again.want(Exposed(LIAR, 1, Violation("malformed", ""), group))
         assert len(folder.files()) == files, "nothing is kept twice"
     assert len(set(shown)) == len(folder.files()) == 4
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_vote_beyond_the_list_is_kept_as_proof(tmp_path, told):
+    """As the detector of a node does, which knows from its core where the list ends; without that nothing is proven."""
+    world = World(4, operators=(OPERATOR,))
+    after = world.change(*world.genesis.members[:2], *joining(LIAR))
+    world.overrun(after.base)
+    path = tmp_path / "store.sqlite"
+    with closing(Store(path, world.genesis.cluster_id(), 0)) as store:
+        for log in world.cluster.logs:
+            for group in log.groups:
+                size = len(Attestation.of_group(group.raw).raw)
+                row = StoredGroup(log.author, group.first, group.last, group.raw[:size], group.raw[size:])
+                store.write([row], None, None)
+    home = SimpleNamespace(
+        cluster=SimpleNamespace(genesis=world.genesis, before=None),
+        store_path=path,
+        state_path=tmp_path / "none",
+        evidence_path=tmp_path / "evidence",
+        number=0,
+    )
+    core = world.cluster.cores[0] if told else SimpleNamespace(ends=None)
+    measures = SimpleNamespace(exposures=Counter())
+    node = SimpleNamespace(home=home, log=structlog.get_logger(), seal=CLEAR, core=core, measures=measures)
+    seen = detector.Detector(node)
+    seen.on_exposed(world.found(Exposed)[0])
+    for _ in range(evidence.ATTEMPTS_MAX):
+        seen.keeper._thread.submit(lambda: None).result()
+        seen.keeper.retry()
+    seen.keeper.close()
+    (file,) = EvidenceFolder(home.evidence_path).files()
+    spans = [(world.genesis, after.base), (after, None)]
+    assert file.name.endswith("-beyond-list.evidence")
+    if told:
+        assert examine_under(file.read_bytes(), spans, GroupVerifier, signed_envelope)[0].rule == "beyond-list"
+    else:
+        with pytest.raises(UnprovenError, match="not self-contained"):
+            examine_under(file.read_bytes(), spans, GroupVerifier, signed_envelope)
 
 
 def test_a_forged_fork_breaks_nobody(tmp_path):
