@@ -164,10 +164,7 @@ def verify(raw: bytes, cluster_file: Path | str) -> Receipt:
     """
     lists = load_present_cluster(Path(cluster_file)).lists
     receipt = Receipt.decode(raw)
-    # Members come and go: what was said under one list is proven by its own logs.
-    for genesis in lists[:0:-1]:
-        with suppress(VerificationError):
-            verify_receipt(receipt, members_of(genesis))
-            return receipt
-    verify_receipt(receipt, members_of(lists[0]))
+    # Members come and go: a slot is proven by the logs of its own list, above whose last slot they count no more.
+    genesis = next(one for one in reversed(lists) if one.base < receipt.outcome.slot or not one.list_number)
+    verify_receipt(receipt, members_of(genesis))
     return receipt

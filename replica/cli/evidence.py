@@ -15,11 +15,12 @@ from replica.cluster.memberlists import load_present_cluster
 from replica.cluster.pbft import NO_LOGS
 from replica.cluster.strict_toml import ConfigError, read_bounded
 from replica.core.evidence import CLAIM_BYTES_MAX, EVIDENCE_BYTES_MAX, Kind, decode_claim
+from replica.core.genesis import Member
 from replica.core.layout import LayoutError
 from replica.core.proving import UnprovenError, examine_under
-from replica.shell.evidence import FORK_NAME, EvidenceFolder
+from replica.shell.evidence import FILE_NAME, EvidenceFolder
 from replica.shell.verify import EnvelopeVerifier, GroupVerifier
-from trustlog import VerificationError
+from trustlog import VerificationError, log_id
 from trustlog.cli.contract import CommandError, Exit, Output, example, grid, key_values, output_option
 from trustlog.cli.documents import DOCUMENT_SIZE_MAX, Expectation, verify_document
 
@@ -65,7 +66,8 @@ def list_command(*, folder: Path, output: Output) -> None:
     "verify",
     short_help="Say what a file of evidence proves.",
     epilog=example(
-        "trustlog-replica evidence verify log-2-entry-57-wrong-view.evidence --cluster my-cluster/cluster.toml"
+        "trustlog-replica evidence verify log-2-3f9a51c07be2d684-entry-57-wrong-view.evidence "
+        "--cluster my-cluster/cluster.toml"
     ),
 )
 @click.argument("file", type=click.Path(path_type=Path))
@@ -80,30 +82,33 @@ def list_command(*, folder: Path, output: Output) -> None:
 def verify_command(*, file: Path, cluster_path: Path, output: Output) -> None:
     """Say what a file of evidence proves: which replica broke which rule with which entry of its log.
 
+    It names that log's id, and the lists of members that it was in: a replica that was replaced since has another log.
+
     Exit 1 with the reason if it proves nothing. Needs no network and no key but the public ones in the cluster file.
     """
     cluster = load_present_cluster(cluster_path)
     raw = read_bounded(file, max(EVIDENCE_BYTES_MAX, DOCUMENT_SIZE_MAX))
     data = _proven_fork(raw, cluster) if raw[:1] == b"{" else _proven(raw, cluster)
-    text = f"log {data['log']} of replica {data['log']} {data['what']}"
+    text = f"log {data['log']} of replica {data['log']} {data['what']}; {_whose(data, cluster)}"
     output.result({"proven": True, **data}, text, key_values({"proven": text}))
 
 
 def _proven(raw: bytes, cluster: ClusterFile) -> dict[str, Any]:
     try:
-        claim, text = examine_under(raw, cluster.spans, GroupVerifier, EnvelopeVerifier())
+        claim, text, member = examine_under(raw, cluster.spans, GroupVerifier, EnvelopeVerifier())
     except UnprovenError as error:
         raise _nothing(str(error)) from error
     what = f"broke rule {claim.rule} at index {claim.index}: {text}"
-    return {"log": claim.log, "rule": claim.rule, "index": claim.index, "text": text, "what": what}
+    found = {"log": claim.log, "rule": claim.rule, "index": claim.index, "text": text, "what": what}
+    return found | _tenure(member, cluster)
 
 
 def _proven_fork(raw: bytes, cluster: ClusterFile) -> dict[str, Any]:
     """Find whose key signed both statements, as the cluster file says: of its kind, and with what is pinned there."""
     reason = "its statements are of no log of this cluster"
-    for log, identity in (pair for genesis in cluster.lists for pair in enumerate(map(identity_of, genesis.members))):
+    for member in dict.fromkeys(member for genesis in cluster.lists for member in genesis.members):
         try:
-            said = verify_document(raw, identity, Expectation(bytes(32)))
+            said = verify_document(raw, identity_of(member), Expectation(bytes(32)))
         except VerificationError as error:
             reason = reason if error.reason == "wrong-log" else str(error)
             continue
@@ -111,8 +116,23 @@ def _proven_fork(raw: bytes, cluster: ClusterFile) -> dict[str, Any]:
             raise _nothing("it is a statement of that log, and contradicts nothing")
         text = str(said["contradiction"])
         what = f"attested two histories, so its trusted part is broken: {text}"
-        return {"log": log, "rule": FORKED, "index": None, "text": text, "what": what}
+        found = {"log": member.number, "rule": FORKED, "index": None, "text": text, "what": what}
+        return found | _tenure(member, cluster)
     raise _nothing(reason)
+
+
+def _tenure(member: Member, cluster: ClusterFile) -> dict[str, Any]:
+    """Return which log that is, and the lists of members that it was in."""
+    lists = [genesis.list_number for genesis in cluster.lists if member in genesis.members]
+    return {"log_id": log_id(member.log_public_key).hex(), "lists": lists}
+
+
+def _whose(data: dict[str, Any], cluster: ClusterFile) -> str:
+    first, last = data["lists"][0], data["lists"][-1]
+    if last == cluster.genesis.list_number:
+        return f"log id {data['log_id']}, a member since list {first}"
+    lists = f"list {first}" if first == last else f"lists {first} to {last}"
+    return f"log id {data['log_id']}, a member of {lists} and of none since"
 
 
 def _nothing(reason: str) -> CommandError:
@@ -121,10 +141,10 @@ def _nothing(reason: str) -> CommandError:
 
 
 def _listed(path: Path) -> dict[str, Any]:
-    match = FORK_NAME.fullmatch(path.name)
+    match = FILE_NAME.fullmatch(path.name)
     about: dict[str, Any] = {"file": str(path), "bytes": path.stat().st_size}
-    if match is not None:
-        return {"log": int(match[1]), "rule": FORKED, "index": None, "kind": "fork", **about}
+    if match is not None and match["fork"]:
+        return {"log": int(match["log"]), "rule": FORKED, "index": None, "kind": "fork", **about}
     try:
         with path.open("rb") as stream:
             kind, _, claim = decode_claim(stream.read(CLAIM_BYTES_MAX))

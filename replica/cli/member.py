@@ -19,6 +19,7 @@ from replica.cluster.memberlists import (
     certificates_of,
     encode_place,
     members_path,
+    places_of,
     seat_of,
     write_links,
 )
@@ -158,7 +159,6 @@ def move_command(*, operator: Operator, number: int, address: tuple[str, int], r
     if number >= present.genesis.n:
         raise ChangeError(f"there is no replica {number}: {operator.file} has 0 to {present.genesis.n - 1}")
     moved = replace(present.replicas[number], host=address[0], port=address[1])
-    check_unique([moved if place.number == number else place for place in present.replicas], str(operator.file))
     seats = [seat_of(present, other) for other in range(present.genesis.n)]
     seats[number] = Seat(present.genesis.members[number], encode_place(moved))
     _change(output, operator, seats, reason, [])
@@ -228,6 +228,7 @@ def _change(
         check_change(present.genesis, wanted, {})
     except RefusedError as error:
         raise ChangeError(str(error)) from error
+    check_unique(places_of(seats), "the list to be")
     answers = asyncio.run(ask_all(present))
     alive = [answer.number for answer in answers if answer.outcome is Outcome.ANSWERED]
     staying = [member.number for member in wanted.members if member in present.genesis.members]

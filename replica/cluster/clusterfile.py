@@ -346,12 +346,20 @@ def check_unique(places: Sequence[ReplicaPlace], file_name: str) -> None:
     keys: dict[bytes, int] = {}
     for place in places:
         same_address = addresses.setdefault(place.address.lower(), place.number)
-        same_key = keys.setdefault(certificate_public_key(place.certificate_der), place.number)
+        same_key = keys.setdefault(_known_by(place.certificate_der), place.number)
         for what, first in (("address", same_address), ("TLS key", same_key)):
             if first != place.number:
                 raise ConfigError(
                     f"{file_name}: replicas {first} and {place.number} have one {what}; give each its own"
                 )
+
+
+def _known_by(certificate: bytes) -> bytes:
+    """Return the key in a certificate; itself if there is none, as a list of members may have it."""
+    try:
+        return certificate_public_key(certificate)
+    except (ValueError, TypeError):
+        return certificate
 
 
 def _appraisal(top: Table, name: str, genesis: Genesis) -> Policy:

@@ -9,14 +9,8 @@ which proves the next list of members to whoever knows the one before (`replica.
 A client finds it beside cluster.toml, as cluster.members.toml; a replica keeps its own, as members.toml in its folder,
 because that says under which list it has worked. Nothing in such a file is believed: it is verified each time it is
 read.
-
-What a list says of where a member is, its place (integers big-endian):
-
-    u16 length, address "host:port" in UTF-8    u16 length, TLS certificate (DER)
-    u8 1 if its log's enrolment was shown
 """
 
-import struct
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,25 +23,22 @@ from replica.cluster.clusterfile import (
     ClusterFile,
     ClusterFileError,
     ReplicaPlace,
-    check_unique,
     load_any_cluster_file,
     load_cluster_file,
-    parse_address,
 )
 from replica.cluster.identities import identity_of
-from replica.cluster.keys import certificate_public_key
 from replica.cluster.strict_toml import ConfigError, Table, parse_toml, read_bounded
 from replica.cluster.writing import write_over
 from replica.core.chain import LINK_BYTES_MAX, check_link, decode_link
 from replica.core.genesis import Genesis
-from replica.core.layout import LayoutError, Reader
-from replica.core.members import Seat, decode_members
+from replica.core.layout import LayoutError
+from replica.core.members import LISTS_MAX, Seat, decode_members
+from replica.core.places import Place, decode_places
 from replica.core.proof import EntryProof
 from trustlog import VerificationError, verify_append
 
 FORMAT: Final = 1
 OWN_NAME: Final = "members.toml"
-LINKS_MAX: Final = 4096
 FILE_BYTES_MAX: Final = 64 * 1024 * 1024
 
 _HEADER: Final = """\
@@ -77,25 +68,16 @@ class EntryVerifier:
 
 
 def encode_place(place: ReplicaPlace) -> bytes:
-    """Return the documented layout."""
-    address = place.address.encode()
-    parts = [struct.pack(">H", len(address)), address]
-    parts += [struct.pack(">H", len(place.certificate_der)), place.certificate_der, bytes([place.log_enrolled])]
-    return b"".join(parts)
+    """Return what a list says of where a member is (`replica.core.places`)."""
+    return Place(place.host, place.port, place.certificate_der, place.log_enrolled).encode()
 
 
-def decode_place(number: int, raw: bytes) -> ReplicaPlace:
-    """Decode the documented layout; LayoutError says what is wrong."""
-    reader = Reader(raw)
-    address, der = reader.take(reader.u16()), reader.take(reader.u16())
-    enrolled = reader.u8()
-    reader.finish()
-    try:
-        host, port = parse_address(address.decode())
-        certificate_public_key(der)
-    except ValueError as error:
-        raise LayoutError(f"the place of replica {number}: {error}") from error
-    return ReplicaPlace(number, host, port, der, bool(enrolled))
+def places_of(seats: Sequence[Seat]) -> tuple[ReplicaPlace, ...]:
+    """Return where the members of a list are; LayoutError for a list that was never agreed."""
+    return tuple(
+        ReplicaPlace(number, place.host, place.port, place.certificate, place.enrolled)
+        for number, place in enumerate(decode_places([seat.place for seat in seats]))
+    )
 
 
 def seat_of(cluster: ClusterFile, number: int) -> Seat:
@@ -112,8 +94,7 @@ def follow(cluster: ClusterFile, links: Sequence[bytes], name: str) -> ClusterFi
         before = cluster.genesis
         try:
             proven = check_link(decode_link(raw), before, EntryVerifier(before))
-            places = tuple(decode_place(i, seat.place) for i, seat in enumerate(proven.members.seats))
-            check_unique(places, name)
+            places = places_of(proven.members.seats)
         except (LayoutError, ConfigError) as error:
             text = f"{name}: the link to list {before.list_number + 1} of members does not hold: {error}"
             raise ClusterFileError(f"{text}; fetch it again: trustlog-replica member list --update") from error
@@ -124,8 +105,10 @@ def follow(cluster: ClusterFile, links: Sequence[bytes], name: str) -> ClusterFi
 
 def certificates_of(first: ClusterFile, present: ClusterFile, number: int) -> set[bytes]:
     """Return every certificate (DER) that the member `number` had in cluster.toml (`first`) or a list since."""
-    lists = (decode_members(decode_link(raw).members).seats for raw in present.links)
-    later = {decode_place(number, seats[number].place).certificate_der for seats in lists if number < len(seats)}
+    lists = (
+        decode_places([seat.place for seat in decode_members(decode_link(raw).members).seats]) for raw in present.links
+    )
+    later = {places[number].certificate for places in lists if number < len(places)}
     return later | {place.certificate_der for place in first.replicas if place.number == number}
 
 
@@ -140,7 +123,7 @@ def read_links(path: Path) -> tuple[bytes, ...]:
         return ()
     table = Table(str(path), parse_toml(read_bounded(path, FILE_BYTES_MAX), str(path)).data)
     table.integer("format", FORMAT, FORMAT)
-    links = table.hexadecimals("links", LINKS_MAX, LINK_BYTES_MAX)
+    links = table.hexadecimals("links", LISTS_MAX, LINK_BYTES_MAX)
     table.finish()
     return links
 

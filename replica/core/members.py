@@ -10,9 +10,14 @@ A list is judged by what is agreed alone, at execution:
 
   * its number is the next one, no other change is under way, and an operator of the genesis signed it;
   * it has 2f + 1 members, numbered from 0, f one more or less at the most;
-  * a log that stays keeps its number; one that comes in was never a member before;
+  * a log that stays keeps its number; one that comes in was never a member before, and is of a kind and has a key (and
+    pins) with which its statements can be verified;
   * of the old logs at least q stay, old and new q, so that some correct member hands over the state, and the new
-    list can decide slots before those who come in have it.
+    list can decide slots before those who come in have it;
+  * every member has a place, and no two the same address or certificate (`replica.core.places`).
+
+That is all that going over to a list takes: one that was agreed and that nobody can go over to would stop the cluster
+for ever, so nothing is left to be found out then.
 
 Whether enough members are *alive* is an opinion, and no business of the agreed state.
 
@@ -21,8 +26,7 @@ Layout of a list (integers big-endian), which is also the command:
     16  tag "trustlog/members"   u8 version 1
     u64 number                   u64 e: in force after that slot; 0 in a command
     u16 members, then per member: u16 number, u8 kind of log, 65 its public key, a TPM's pins (75),
-                                  u64 the list with which its log came in, u16 length + place: where it is reached and
-                                  by which certificate it is known, which does not concern ordering
+                                  u64 the list with which its log came in, u16 length + place (`replica.core.places`)
     an operator's text, u16 length, UTF-8: why
 
 It is kept in the client table's records, which the checkpoint digest covers: "mc" the list in force, "mp" the next one,
@@ -35,25 +39,28 @@ from dataclasses import dataclass, replace
 
 from replica.core import quorum
 from replica.core.envelope import Administer, AdministerReply, RefusedError, Status
-from replica.core.genesis import PUBLIC_KEY_SIZE, TEXT_SIZE_MAX, Genesis, Member
+from replica.core.genesis import PUBLIC_KEY_SIZE, TEXT_SIZE_MAX, Genesis, Limits, Member
 from replica.core.layout import U64, LayoutError, Reader
+from replica.core.places import PLACE_BYTES_MAX, decode_places
+from replica.core.points import is_point
 from replica.core.sessions import MEMBERS_RECORDS
 from replica.core.state import BucketedMap
 from trustlog import TPM_PINS_SIZE, BackendKind
 
 MEMBERS_TAG = b"trustlog/members"
 MEMBERS_VERSION = 1
-PLACE_BYTES_MAX = 4096
+LISTS_MAX = 4096  # lists that may follow the genesis: their links are kept for ever
 
 CURRENT, NEXT, RETIRED = b"mc", b"mp", b"mr"
 
 _HEADER = struct.Struct(">16sBQQH")
 _MEMBER = struct.Struct(f">HB{PUBLIC_KEY_SIZE}s")
+_TPM_PCR_MAX = 15  # of a log, the first byte of its pins: the others can be reset
 
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """A member and where it is reached; `place` is opaque here."""
+    """A member and where it is reached (layout in `replica.core.places`)."""
 
     member: Member
     place: bytes
@@ -223,18 +230,24 @@ class Membership:
             raise RefusedError(f"list {self.next.number} is to be in force after slot {self.next.after}: wait for it")
         if wanted.number != self.number + 1 or wanted.after:
             raise RefusedError(f"list {wanted.number} of members is asked for, the next one is {self.number + 1}")
-        limits = self._genesis.limits
-        interval = limits.checkpoint_interval
-        after = -(-(slot + limits.window) // interval) * interval
-        made = replace(wanted, after=after)
+        made = replace(wanted, after=last_slot(slot, self._genesis.limits))
         check_change(self.genesis, made, self._retired)
         return made
 
 
+def last_slot(slot: int, limits: Limits) -> int:
+    """Return the last slot of a list whose successor is accepted at `slot`."""
+    interval = limits.checkpoint_interval
+    return -(-(slot + limits.window) // interval) * interval
+
+
 def check_change(before: Genesis, made: MemberList, retired: dict[bytes, int]) -> None:
     """Raise RefusedError unless list `made` may follow `before`; retired: keys of former logs, and when they left."""
+    if made.number > LISTS_MAX:
+        raise RefusedError(f"{LISTS_MAX} lists followed the first one, and no more can")
     try:
         after = made.genesis(before)
+        decode_places([seat.place for seat in made.seats])
     except ValueError as error:
         raise RefusedError(str(error)) from error
     if abs(after.f - before.f) > 1:
@@ -256,6 +269,18 @@ def check_change(before: Genesis, made: MemberList, retired: dict[bytes, int]) -
             raise RefusedError(
                 f"the log of replica {member.number} comes in with list {made.number}, not {member.since}"
             )
+        else:
+            _check_log(member)
     needed = max(before.quorum, after.quorum)
     if staying < needed:
         raise RefusedError(f"{staying} logs stay, {needed} must: they hand over the state and go on meanwhile")
+
+
+def _check_log(member: Member) -> None:
+    """Raise RefusedError unless what a log says can be verified."""
+    if member.log_kind not in set(BackendKind):
+        raise RefusedError(f"the log of replica {member.number} is of kind {member.log_kind}, which nobody knows")
+    if not is_point(member.log_public_key):
+        raise RefusedError(f"the key of the log of replica {member.number} is not a point of P-256")
+    if member.log_pins and member.log_pins[0] > _TPM_PCR_MAX:
+        raise RefusedError(f"the log of replica {member.number} is in PCR {member.log_pins[0]}, above {_TPM_PCR_MAX}")

@@ -47,7 +47,7 @@ from replica.core.evidence import (
     decode_claim,
     decode_evidence,
 )
-from replica.core.genesis import Genesis
+from replica.core.genesis import Genesis, Member
 from replica.core.group import VerifiedGroup
 from replica.core.knowledge import beginning
 from replica.core.layout import U64_MAX, LayoutError
@@ -136,6 +136,9 @@ class Replay:
     def _begin(self, basis: Basis, keys: Keys) -> None:
         header = decode_header(basis.header, self._genesis.n)
         check_certificate(basis.certificate, header, self._genesis, keys.entry)
+        # Whoever was a member may say anything once the list is no more.
+        if header.slot <= self._genesis.base or (self._list_ends is not None and header.slot > self._list_ends):
+            raise LayoutError(f"slot {header.slot} of the basis is not of list {header.list_number} of the members")
         if tuple(map(state_digest, basis.states)) != header.logs:
             raise LayoutError("a basis whose reduced states are not those that a quorum attested")
         self.states = list(map(LogState.decode, basis.states))
@@ -277,8 +280,10 @@ def examine_under(
     spans: Sequence[tuple[Genesis, int | None]],
     keys_of: Callable[[Genesis], Keys],
     verify_envelope: VerifyEnvelope,
-) -> tuple[Claim, str]:
-    """Return what a file of evidence proves in a cluster whose members changed; UnprovenError says why nothing.
+) -> tuple[Claim, str, Member]:
+    """Return what a file of evidence proves in a cluster whose members changed, and of whose log.
+
+    UnprovenError says why it proves nothing.
 
     spans: of every list of members so far, the first one first: what is agreed under it, and its last slot, None of the
     present one's. Who knows of too few lists judges what was said under a later one by an older one's rules, and may
@@ -298,7 +303,7 @@ def examine_under(
             except UnprovenError as error:
                 reasons.append(str(error))
         if found and (kind is not Kind.ENTRY or len(found) == len(tenure)):
-            return found[-1]
+            return *found[-1], tenure[0][0].members[claim.log]
     raise UnprovenError("; ".join(dict.fromkeys(reasons[1:] or reasons)))
 
 
@@ -395,14 +400,21 @@ def bare(claim: Claim, group: VerifiedGroup, genesis: Genesis, kind: Kind = Kind
 
 
 def collect_replay(
-    log: int, index: int, genesis: Genesis, keys: Keys, basis: Basis | None, source: Source
+    log: int,
+    index: int,
+    genesis: Genesis,
+    keys: Keys,
+    basis: Basis | None,
+    source: Source,
+    ends: int | None = None,
 ) -> Evidence | None:
     """Collect what is needed to come to the violation or lie in entry `index` of `log`, and no more.
 
     None if `source` lacks something. TooLargeError, or UnprovenError if that entry breaks no rule: it must be one that
-    the core found bad, so envelopes' signatures are not looked at again.
+    the core found bad, so envelopes' signatures are not looked at again. ends: see `Replay`; without it no vote is
+    beyond the list.
     """
-    replay = Replay(genesis, keys, basis, lambda _: True)
+    replay = Replay(genesis, keys, basis, lambda _: True, ends)
     taken: list[list[bytes]] = [[] for _ in range(genesis.n)]
     groups = [source(other, replay.end(other) + 1) for other in range(genesis.n)]
     size = 0

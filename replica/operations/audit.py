@@ -3,7 +3,8 @@
 For every group of every log: that it is well formed, that the log's key signed it, that it continues the group before
 it, and that every entry is one that a correct replica writes, envelopes' signatures included. From the newest durable
 milestone on, all logs are then read together, as every replica reads them, and each entry is judged by the protocol's
-rules; what lies before it was certified by a quorum and is retained for late peers only. The milestone itself: its
+rules; what lies before it was certified by a quorum and is retained for late peers only. Where the members changed,
+each entry is judged by the list under which it was said (`replica.operations.tenure`). The milestone itself: its
 certificate, and every key of the state against the digests in it.
 
 Several folders, of one cluster, are compared with each other: two groups that end at one index with two heads are two
@@ -24,12 +25,16 @@ from replica.cluster.memberlists import EntryVerifier
 from replica.core.batch import decode_batch
 from replica.core.chain import founding_of, said_under
 from replica.core.checkpoint import check_certificate, is_founding, state_digest
-from replica.core.entries import decode_judged
 from replica.core.evidence import Basis
+from replica.core.genesis import Genesis
 from replica.core.group import VerifiedGroup
 from replica.core.layout import LayoutError
+from replica.core.members import Membership
 from replica.core.proving import Ground, Replay
 from replica.core.rules import Violation, Wait
+from replica.core.sessions import MEMBERS_RECORDS
+from replica.core.state import BucketedMap
+from replica.operations.tenure import Tenure, may_end_with
 from replica.shell.atrest import CLEAR, Clear
 from replica.shell.sqlitefile import StoreError
 from replica.shell.statestore import PinnedState
@@ -51,6 +56,8 @@ _DAMAGED: Final = "stop the replica and start it again: what is damaged is named
 _ACCUSED: Final = "keep this folder: it is evidence. That log can never be trusted again: replace its replica"
 
 Advance = Callable[[int], None]
+# By a log's key, as numbers change hands, and last index: the head, and who has it.
+Heads = dict[tuple[bytes, int], tuple[bytes, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +101,7 @@ class Audit:
     """An audit of folders of one cluster, one after the other, which are compared with those before."""
 
     def __init__(self) -> None:
-        self._heads: dict[tuple[int, int], tuple[bytes, str]] = {}  # by log and last index: head, and who has it
+        self._heads: Heads = {}
 
     def size(self, home: ReplicaHome) -> int:
         """Return how many groups and keys there are in a folder, for a progress bar."""
@@ -113,11 +120,21 @@ class Audit:
 
 
 class _RuleReader(Replay):
-    """Reads logs by the protocol's rules and keeps every violation, instead of stopping at the one in question."""
+    """Reads logs by the protocol's rules and keeps every violation, instead of stopping at the one in question.
 
-    def __init__(self, home: ReplicaHome, keys: GroupVerifier, basis: Basis | Ground | None) -> None:
-        super().__init__(home.cluster.genesis, keys, basis, EnvelopeVerifier())
+    may_end: the slot with which the list of members may end, if that is not known: what was said after is not judged.
+    """
+
+    def __init__(
+        self, genesis: Genesis, keys: GroupVerifier, basis: Basis | Ground | None, ends: int | None = None
+    ) -> None:
+        super().__init__(genesis, keys, basis, EnvelopeVerifier(), ends)
+        self.may_end: int | None = ends
         self.violations: list[tuple[int, int, Violation]] = []
+
+    def is_over(self, log: int) -> bool:
+        """Say whether what follows in `log` is, or may be, of the next list of members."""
+        return self.may_end is not None and self.states[log].last_checkpoint >= self.may_end
 
     def unread(self, log: int) -> int:
         """Return how many entries of `log` wait to be read."""
@@ -138,9 +155,7 @@ class _RuleReader(Replay):
 class _FolderAudit:
     """One folder."""
 
-    def __init__(
-        self, home: ReplicaHome, seal: Clear, heads: dict[tuple[int, int], tuple[bytes, str]], advance: Advance
-    ) -> None:
+    def __init__(self, home: ReplicaHome, seal: Clear, heads: Heads, advance: Advance) -> None:
         genesis = home.cluster.genesis
         self.found = Findings(home.number, home.path, [LogSummary(log) for log in range(genesis.n)])
         self._home = home
@@ -151,6 +166,12 @@ class _FolderAudit:
         self._envelopes = EnvelopeVerifier()
         self._named: dict[str, int] = {}
         self._starts = [(0, head) for head in self._verifier.initial_heads()]  # where the milestone begins
+        self._tenures = [Tenure(home.cluster, log) for log in range(genesis.n)]
+        self._ends: int | None = None  # the last slot of the present list, if the state names the next one
+        self._may_end: int | None = None
+        # By log: which entry, what is wrong, and after CHECKPOINT of which slot; and how many more.
+        self._malformed: list[list[tuple[int, str, int]]] = [[] for _ in range(genesis.n)]
+        self._malformed_more = [0] * genesis.n
 
     def run(self) -> None:
         """Audit the state, then the logs."""
@@ -212,13 +233,19 @@ class _FolderAudit:
         self.found.slot = header.slot
         for tree, wanted in enumerate((header.application, header.table)):
             name = ("the application's state", "the client table")[tree]
+            members: list[tuple[bytes, bytes]] = []
             try:
-                for _ in view.trees[tree].entries():
+                for key, value in view.trees[tree].entries():
                     self.found.keys += 1
                     self._advance(1)
+                    if tree and key.startswith(MEMBERS_RECORDS):
+                        members.append((key, value))
                 if view.trees[tree].root() != wanted:
                     self._fault(view.path, name, "does not have the digest that a quorum attested", _DAMAGED)
-            except StateDamagedError as error:
+                elif tree:
+                    agreed = Membership.restored(present, BucketedMap(sorted(members)))
+                    self._ends = self._may_end = agreed.last_slot_of(present.list_number)
+            except (StateDamagedError, LayoutError) as error:
                 self._fault(view.path, name, str(error), _DAMAGED)
         if genesis is not present:
             founding, states = founding_of(header, present, self._verifier.initial_heads())
@@ -243,6 +270,7 @@ class _FolderAudit:
                 while (group := ahead[log]) is not None and (log in broken or reader.unread(log) < UNREAD_MAX):
                     if group.last > reader.end(log) and log not in broken:
                         try:
+                            reader.may_end = self._may_end
                             reader.add(group)
                         except LayoutError:
                             broken.add(log)
@@ -259,15 +287,23 @@ class _FolderAudit:
 
     def _reader(self, basis: Basis | Ground | None) -> _RuleReader:
         try:
-            return _RuleReader(self._home, self._verifier, basis)
+            return _RuleReader(self._home.cluster.genesis, self._verifier, basis, self._ends)
         except LayoutError as error:
             self._fault(self._home.state_path, "the milestone", str(error), _DAMAGED)
-            return _RuleReader(self._home, self._verifier, None)
+            return _RuleReader(self._home.cluster.genesis, self._verifier, None, self._ends)
 
     def _conclude(self, reader: _RuleReader) -> None:
         for log, index, violation in reader.violations:
             text = f"breaks the rule {violation.rule}: {violation.text}"
             self._fault(self._home.store_path, f"log {log}, entry {index}", text, _ACCUSED, f"rules {log}")
+        for log, malformed in enumerate(self._malformed):
+            # Beyond the last list that this folder knows, layouts are another's.
+            named = [one for one in malformed if self._may_end is None or one[-1] < self._may_end]
+            for index, wrong, _ in named:
+                text = f"was attested by its log and is malformed: {wrong}"
+                self._fault(self._home.store_path, f"log {log}, entry {index}", text, _ACCUSED, f"log {log}")
+            if len(named) == len(malformed):
+                self.found.unnamed += self._malformed_more[log]
         for summary in self.found.logs:
             state, start = reader.states[summary.log], self._starts[summary.log][0]
             summary.judged = max(0, state.position - start)
@@ -275,6 +311,8 @@ class _FolderAudit:
             if waiting:
                 why = reader.waits.get(summary.log)
                 text = "" if why is None else f": the next one waits for {why.why}"
+                if reader.is_over(summary.log):
+                    text = ": they may be of a later list of members, which this folder does not have"
                 self.found.notes.append(f"log {summary.log}: the last {waiting} entries cannot be judged here{text}")
             for first, last in summary.gaps:
                 where = f"log {summary.log}, entries {first} to {last}"
@@ -321,7 +359,7 @@ class _FolderAudit:
                 self._fault(self._home.store_path, where, "is no group, or does not unseal", _DAMAGED, f"log {log}")
 
     def _verified(self, row: StoredGroup, where: str) -> VerifiedGroup | None:
-        genesis = self._home.cluster.genesis
+        genesis, tenure = self._home.cluster.genesis, self._tenures[row.log]
         try:
             group = self._verifier.verify(row.log, row.raw)
             if (group.first, group.last) != (row.first, row.last):
@@ -332,11 +370,16 @@ class _FolderAudit:
             return None
         for index, payload in enumerate(group.payloads, group.first):
             try:
-                decode_judged(payload, genesis, genesis.cluster_id(), self._envelopes)
+                ends = may_end_with(tenure.read(payload, self._envelopes), genesis, self.found.slot)
             except LayoutError as error:
-                entry = f"log {row.log}, entry {index}"
-                text = f"was attested by its log and is malformed: {error}"
-                self._fault(self._home.store_path, entry, text, _ACCUSED, f"log {row.log}")
+                # With which slot the list may end is known when all is read.
+                if len(self._malformed[row.log]) < NAMED_MAX:
+                    self._malformed[row.log].append((index, str(error), tenure.checkpoint))
+                else:
+                    self._malformed_more[row.log] += 1
+                continue
+            if ends is not None and self._ends is None and (self._may_end is None or ends < self._may_end):
+                self._may_end = ends
         return group
 
     def _follows(self, group: VerifiedGroup, where: str, last: int, head: bytes | None) -> None:
@@ -351,7 +394,8 @@ class _FolderAudit:
             text = "have another head than a quorum attested: two histories of one log"
             self._fault(file, where, text, _ACCUSED, of)
         mine = f"replica {self._home.number}"
-        other, whose = self._heads.setdefault((group.author, group.last), (group.head_after, mine))
+        key = self._home.cluster.genesis.members[group.author].log_public_key
+        other, whose = self._heads.setdefault((key, group.last), (group.head_after, mine))
         if other != group.head_after:
             text = f"are others than {whose} holds up to that index: two histories of one log"
             self._fault(file, where, text, _ACCUSED, of)

@@ -37,13 +37,13 @@ class Detector:
             rule=effect.violation.rule,
             text=effect.violation.text,
         )
-        self.keeper.want(effect)
+        self._want(effect)
 
     def on_lie(self, effect: Lied) -> None:
         """Say so, and keep evidence."""
         self._node.refusals["lie"] += 1
         self._node.log.warning("replica lied; not counted", log=effect.log, index=effect.index, text=effect.text)
-        self.keeper.want(effect)
+        self._want(effect)
 
     def on_forked(self, effect: Forked) -> None:
         """Say so, and keep evidence."""
@@ -54,7 +54,10 @@ class Detector:
             log=effect.log,
             index=effect.index,
         )
-        self.keeper.want(effect)
+        self._want(effect)
+
+    def _want(self, found: Exposed | Lied | Forked) -> None:
+        self.keeper.want(found, self._node.core.ends)
 
     # Opinions
 

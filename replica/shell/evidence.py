@@ -1,7 +1,11 @@
 """The evidence that a replica keeps: files in `<home>/evidence`, collected when it exposes a log, never overwritten.
 
-    log-N-fork.json                     two contradicting statements of log N, for `trustlog verify`
-    log-N-entry-I-RULE.evidence         entry I of log N breaks RULE; layout in `replica.core.evidence`
+    log-N-ID-fork.json              two contradicting statements of log N, for `trustlog verify`
+    log-N-ID-entry-I-RULE.evidence  entry I of log N breaks RULE; layout in `replica.core.evidence`
+
+ID is the beginning of the log's id, as a replica's number goes over to a new log when it is replaced: what was proven
+of the old one is nothing against the new one. A name without it, as they were once, means the log that has had that
+number from the first list of members on.
 
 Names say what is claimed, so what is found again after a restart is not collected twice. A file appears whole and
 durable, or not at all. What is collected comes from the replica's own store and state, in a thread of its own; as
@@ -25,7 +29,7 @@ from replica.core.chain import said_under
 from replica.core.entries import CHECKPOINT, COMMIT, PREPARE
 from replica.core.events import Exposed, Forked, Lied
 from replica.core.evidence import Basis, Claim, Evidence, Kind
-from replica.core.genesis import Genesis
+from replica.core.genesis import Genesis, Member
 from replica.core.group import VerifiedGroup
 from replica.core.layout import LayoutError
 from replica.core.proving import (
@@ -45,7 +49,7 @@ from replica.shell.statestore import PinnedState
 from replica.shell.statetree import StateDamagedError
 from replica.shell.store import StoreError, read_only_group
 from replica.shell.verify import GroupVerifier
-from trustlog import Attestation, LogIdentity, VerificationError, entry_digest, find_contradiction
+from trustlog import Attestation, LogIdentity, VerificationError, entry_digest, find_contradiction, log_id
 from trustlog.cli.documents import DOCUMENT_SIZE_MAX, Expectation, contradiction_document, verify_document
 from trustlog.receipts import RESULT
 
@@ -55,8 +59,11 @@ BYTES_MAX = 256 * 1024 * 1024
 LIES_PER_LOG_MAX = 4
 # How often evidence is collected anew when the store did not hold all of it yet; tried when `retry` is called.
 ATTEMPTS_MAX = 10
-FORK_NAME = re.compile(r"log-(\d{1,5})-fork\.json")
-FILE_NAME = re.compile(r"log-(\d{1,5})-(?:fork\.json|entry-(\d{1,20})-([a-z-]{1,40})\.evidence)")
+ID_SIZE = 8  # bytes of a log's id that a name begins with
+FILE_NAME = re.compile(
+    r"log-(?P<log>\d{1,5})-(?:(?P<id>[0-9a-f]{16})-)?"
+    r"(?:(?P<fork>fork\.json)|entry-(?P<index>\d{1,20})-[a-z-]{1,40}\.evidence)"
+)
 
 _LIES = {PREPARE: FALSE_VOTE, COMMIT: FALSE_COMMIT, CHECKPOINT: FALSE_CHECKPOINT, RESULT: FALSE_RESULT}
 
@@ -107,11 +114,11 @@ class EvidenceFolder:
         """Return the logs whose trusted part a file here proves broken; what does not verify is passed over."""
         found = set()
         for file in self.files():
-            match = FORK_NAME.fullmatch(file.name)
-            if match is None or int(match[1]) >= len(identities):
+            match = FILE_NAME.fullmatch(file.name)
+            if match is None or match["fork"] is None or int(match["log"]) >= len(identities):
                 continue
             with suppress(OSError, VerificationError), file.open("rb") as stream:
-                log = int(match[1])
+                log = int(match["log"])
                 verify_document(stream.read(DOCUMENT_SIZE_MAX + 1), identities[log], Expectation(bytes(32)))
                 found.add(log)
         return found
@@ -119,9 +126,10 @@ class EvidenceFolder:
 
 @dataclass(slots=True)
 class _Wanted:
-    """Evidence to be collected."""
+    """Evidence to be collected. ends: the last slot of the list of members, if it was known."""
 
     found: Found
+    ends: int | None
     attempts: int = 0
 
 
@@ -143,6 +151,7 @@ class EvidenceKeeper:
     ) -> None:
         self.folder = folder
         self.names: list[str] = [file.name for file in folder.files()]
+        self._members = genesis.members
         self._collector = Collector(store_path, state_path, genesis, seal, before)
         self.broken = frozenset(folder.broken_logs(self._collector.verifier.identities))
         self._log = log
@@ -151,8 +160,8 @@ class EvidenceKeeper:
         self._lies: dict[int, int] = {}
         self._thread = ThreadPoolExecutor(1, "evidence")
 
-    def want(self, found: Found) -> None:
-        """Collect evidence of what the core found, unless it is here."""
+    def want(self, found: Found, ends: int | None = None) -> None:
+        """Collect evidence of what the core found, unless it is here; ends: the last slot of its list, once known."""
         what = (type(found), found.log, 0 if isinstance(found, Forked) else found.index)
         if what in self._seen or self._is_kept(found):
             return
@@ -161,17 +170,21 @@ class EvidenceKeeper:
                 return
             self._lies[found.log] = self._lies.get(found.log, 0) + 1
         self._seen.add(what)
-        self._try(_Wanted(found))
+        self._try(_Wanted(found, ends))
 
     def retry(self) -> None:
         """Try again what could not be collected yet; to be called every second or two, as tries are counted."""
         for _ in range(len(self._wanted)):
             self._try(self._wanted.popleft())
 
-    def of(self, log: int, index: int | None = None) -> list[str]:
-        """Return the names of the files about `log`."""
-        found = [(name, match) for name in self.names if (match := FILE_NAME.fullmatch(name)) and int(match[1]) == log]
-        return [name for name, match in found if index is None or match[2] in {None, str(index)}]
+    def of(self, log: int) -> list[str]:
+        """Return the names of the files about the log that is a member now with this number."""
+        return [match.string for match in self._about(log)]
+
+    def _about(self, log: int) -> list[re.Match[str]]:
+        member = self._members[log]
+        matches = [match for match in map(FILE_NAME.fullmatch, self.names) if match and int(match["log"]) == log]
+        return [match for match in matches if match["id"] == short_id(member) or (not match["id"] and not member.since)]
 
     def close(self) -> None:
         """Finish what is being collected; what waits is found again at the next start."""
@@ -179,8 +192,8 @@ class EvidenceKeeper:
 
     def _is_kept(self, found: Found) -> bool:
         if isinstance(found, Forked):
-            return any(FORK_NAME.fullmatch(name) for name in self.of(found.log))
-        return any(name.startswith(f"log-{found.log}-entry-{found.index}-") for name in self.names)
+            return any(match["fork"] for match in self._about(found.log))
+        return any(match["index"] == str(found.index) for match in self._about(found.log))
 
     def _try(self, wanted: _Wanted) -> None:
         self._thread.submit(self._collect, wanted)
@@ -190,7 +203,7 @@ class EvidenceKeeper:
         wanted.attempts += 1
         last = wanted.attempts >= ATTEMPTS_MAX
         try:
-            file = self._collector.collect(wanted.found, complete=not last)
+            file = self._collector.collect(wanted.found, wanted.ends, complete=not last)
             if file is None and not last:
                 self._wanted.append(wanted)
                 return
@@ -231,16 +244,19 @@ class Collector:
         self._state_path = state_path
         self._genesis = genesis
 
-    def collect(self, found: Found, *, complete: bool = True) -> tuple[str, bytes] | None:
-        """Return a file's name and content; None if something is missing. complete: rather nothing than less."""
+    def collect(self, found: Found, ends: int | None = None, *, complete: bool = True) -> tuple[str, bytes] | None:
+        """Return a file's name and content; None if something is missing. complete: rather nothing than less.
+
+        ends: see `replica.core.proving.Replay`.
+        """
         if isinstance(found, Forked):
             return self._fork(found)
         if isinstance(found, Exposed) and found.violation.rule == MALFORMED:
-            return _named(bare(Claim(found.log, found.index, MALFORMED), found.group, self._genesis, Kind.ENTRY))
-        evidence = self._of_others(found, complete=complete)
-        return None if evidence is None else _named(evidence)
+            return self._named(bare(Claim(found.log, found.index, MALFORMED), found.group, self._genesis, Kind.ENTRY))
+        evidence = self._of_others(found, ends, complete=complete)
+        return None if evidence is None else self._named(evidence)
 
-    def _of_others(self, found: Exposed | Lied, *, complete: bool) -> Evidence | None:
+    def _of_others(self, found: Exposed | Lied, ends: int | None, *, complete: bool) -> Evidence | None:
         """Return evidence that rests on more than the one entry."""
         basis, starts = self._basis()
         group = found.group if isinstance(found, Exposed) else self._group(found.log, found.index)
@@ -254,7 +270,8 @@ class Collector:
             if rule == FALSE_CHECKPOINT:
                 evidence = collect_checkpoint(group, found.index, starts, self._genesis, self._groups)
             else:
-                evidence = collect_replay(found.log, found.index, self._genesis, self.verifier, basis, self._groups)
+                what = (found.log, found.index, self._genesis, self.verifier, basis, self._groups)
+                evidence = collect_replay(*what, ends)
         except (TooLargeError, UnprovenError):
             return bare(claim, group, self._genesis)
         return evidence if evidence is not None or complete else bare(claim, group, self._genesis)
@@ -293,13 +310,20 @@ class Collector:
             sides = [part for group in (known, new) for part in _attested(group)]
             if find_contradiction(self.verifier.identities[found.log], *sides) is not None:  # type: ignore[arg-type]
                 content = json.dumps(contradiction_document(*sides))  # type: ignore[arg-type]
-                return f"log-{found.log}-fork.json", content.encode()
+                return f"{self._log_name(found.log)}-fork.json", content.encode()
         return None
 
+    def _log_name(self, log: int) -> str:
+        return f"log-{log}-{short_id(self._genesis.members[log])}"
 
-def _named(evidence: Evidence) -> tuple[str, bytes]:
-    claim = evidence.claim
-    return f"log-{claim.log}-entry-{claim.index}-{claim.rule}.evidence", evidence.encode()
+    def _named(self, evidence: Evidence) -> tuple[str, bytes]:
+        claim = evidence.claim
+        return f"{self._log_name(claim.log)}-entry-{claim.index}-{claim.rule}.evidence", evidence.encode()
+
+
+def short_id(member: Member) -> str:
+    """Return what a name says of which log it is about."""
+    return log_id(member.log_public_key)[:ID_SIZE].hex()
 
 
 def _lie(group: VerifiedGroup, index: int) -> str:

@@ -10,7 +10,7 @@ from replica.core.genesis import Genesis, Member
 from replica.core.members import MemberList, Seat
 from replica.core.proof import EntryProof, prove
 from replica.sim.library import Kept
-from replica.sim.logs import Log, Verifier, make_log
+from replica.sim.logs import Log, Verifier, make_log, place_of
 from replica.sim.messages import Offer
 from replica.sim.strategies import Strategy
 from trustlog import BackendKind
@@ -59,7 +59,7 @@ class ForgedList(Strategy):
             for i in range(before.n)
         )
         header = decode_header(kept.header, before.n)
-        listed = MemberList(number, header.slot, tuple(Seat(member, b"") for member in members))
+        listed = MemberList(number, header.slot, tuple(Seat(member, place_of(member.number)) for member in members))
         after = listed.genesis(before)
         ended = replace(header, members=listed.digest)
         said = replace(ended, slot=header.slot + interval, list_number=number)

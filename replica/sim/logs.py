@@ -21,6 +21,8 @@ from replica.core.envelope import Envelope
 from replica.core.genesis import Genesis, Limits, Member, Ordering
 from replica.core.group import VerifiedGroup, decode_group, encode_group, encode_payloads
 from replica.core.layout import LayoutError
+from replica.core.places import Place
+from replica.core.points import PRIME, is_point, squared_y
 from replica.core.proof import EntryProof
 from trustlog import (
     AppendStatement,
@@ -51,8 +53,20 @@ def _private_key(name: str) -> ec.EllipticCurvePrivateKey:
 
 
 def stand_in_key(number: int) -> bytes:
-    """Return 65 bytes that stand for a public key."""
-    return b"\x04" + hashlib.sha512(b"sim key %d" % number).digest()
+    """Return a point of P-256 that stands for a public key: nobody knows the private one."""
+    x = int.from_bytes(hashlib.sha256(b"sim key %d" % number).digest(), "big")
+    while True:
+        # p is 3 modulo 4, so this is a root of what has one.
+        y = pow(squared_y(x), (PRIME + 1) // 4, PRIME)
+        raw = b"\x04" + x.to_bytes(32, "big") + y.to_bytes(32, "big")
+        if is_point(raw):
+            return raw
+        x += 1
+
+
+def place_of(number: int) -> bytes:
+    """Return what a list of members says of where one is: virtual replicas are nowhere."""
+    return Place(f"replica-{number}", 1, b"certificate %d" % number).encode()
 
 
 class ClientKey:

@@ -13,7 +13,7 @@ from replica.core.envelope import Administer, AdministerReply, Status, decode_re
 from replica.core.genesis import Genesis, Member
 from replica.core.layout import U64_MAX, LayoutError
 from replica.core.members import MemberList, Seat
-from replica.sim.logs import ClientKey, Log, make_log
+from replica.sim.logs import ClientKey, Log, make_log, place_of
 from replica.sim.messages import Reply, Request
 from replica.sim.setting import NEWCOMERS_FROM, OPERATOR, Setting
 from trustlog import BackendKind
@@ -113,7 +113,7 @@ class Operator:
             newcomer = self._newcomer(place, number)
             newcomers.append(newcomer)
             members[place : place + 1] = [Member(place, BackendKind.SOFTWARE, newcomer.log.public_key, b"", number)]
-        wanted = MemberList(number, 0, tuple(Seat(member, b"") for member in members), change.kind)
+        wanted = MemberList(number, 0, tuple(Seat(member, place_of(member.number)) for member in members), change.kind)
         content = Administer(U64_MAX // 2, wanted.encode())
         signed = encode_administer(self.setting.cluster_id, self.key.public, content)
         self._wish = _Wish(change, wanted, newcomers, signed + self.key.sign(signed))

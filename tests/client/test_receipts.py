@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
+from client import receipts
 from client.core import ClientCore
 from client.events import Complete, Settings
 from client.receipts import ANSWER_S, PAUSE_S, PAUSE_S_MAX, ReceiptRound
 from replica.core.envelope import Result, SessionId, Status, encode_operations_reply
+from replica.core.genesis import Genesis, Member
 from replica.core.proof import EntryProof
 from replica.wire.messages import ReceiptShown, decode_message, encode_frame
+from tests.replica.core.evidence_world import KeyedLog
 from tests.replica.core.harness import make_genesis
 from tests.trustlog.support import CONTEXT
 from tests.trustlog.test_receipts import World
-from trustlog.receipts import result_payload, verify_receipt
+from trustlog import Attestation, VerificationError, entry_digest
+from trustlog.merkle import MerkleTree
+from trustlog.receipts import Entry, Outcome, Receipt, result_payload, verify_receipt
 
 
 class Collecting:
@@ -145,6 +151,36 @@ def test_another_version_is_never_read():
     c = Collecting()
     c.hear(0, c.answer(0, version=2))
     assert "speaks another version" in c.round.reasons()
+
+
+def receipt_of(slot: int, genesis: Genesis, *signers: KeyedLog) -> bytes:
+    """A receipt for an operation of this slot, attested by these logs."""
+    said = Outcome(b"\x04" + b"\1" * 64, (3, 0), 1, b"pay", slot, 0, b"done")
+    payload = result_payload(slot, 1, MerkleTree([said.leaf]).root)
+    entries = []
+    for log in signers:
+        log.context = genesis.contexts()[log.author]
+        group = log.append((payload,))
+        entries.append(Entry(log.author, Attestation.of_group(group.raw), (entry_digest(payload),), 0))
+    return Receipt(genesis.cluster_id(), said, 0, 1, (), tuple(entries)).encode()
+
+
+def test_every_slot_is_proven_by_the_logs_of_its_own_list(monkeypatch):
+    """Log 2 was replaced after slot 12. What it says of slots above, with another faulty one, proves nothing."""
+    logs = [KeyedLog(log) for log in range(3)]
+    new = KeyedLog(2, 7777)
+    first = replace(make_genesis(), members=tuple(Member(log.author, 1, log.public_key) for log in logs))
+    second = first.successor(1, 12, (*first.members[:2], Member(2, 1, new.public_key, b"", 1)))
+    third = second.successor(2, 20, second.members)
+    monkeypatch.setattr(receipts, "load_present_cluster", lambda _: SimpleNamespace(lists=(first, second, third)))
+    for slot in (1, 12):
+        receipts.verify(receipt_of(slot, first, logs[1], logs[2]), "any")
+        with pytest.raises(VerificationError):
+            receipts.verify(receipt_of(slot, second, logs[1], new), "any")
+    for slot in (13, 20, 21, 5000):
+        receipts.verify(receipt_of(slot, second, logs[1], new), "any")
+        with pytest.raises(VerificationError):
+            receipts.verify(receipt_of(slot, first, logs[1], logs[2]), "any")
 
 
 def test_the_messages_travel():

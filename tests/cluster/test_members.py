@@ -7,15 +7,19 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from client import Client
 from client.receipts import verify
 from replica.cluster.clusterfile import load_cluster_file
-from replica.cluster.memberlists import load_present_cluster, members_path, read_links
-from replica.cluster.provision import make_client
+from replica.cluster.keys import load_client_key
+from replica.cluster.memberlists import encode_place, load_present_cluster, members_path, read_links, seat_of
+from replica.cluster.provision import OPERATOR_NAME, load_public_part, make_client
 from replica.core.genesis import Limits
+from replica.core.members import MemberList, Seat
+from replica.operations.changing import ChangeError, change
 from tests.support.cluster import Processes, environment
 from tests.support.ports import free_port
 from tests.support.waiting import on_loop_for, until
@@ -59,6 +63,11 @@ class Changing(Processes):
         done = self.command("member", *words)
         assert done.returncode == expected, done.stdout + done.stderr
         return done
+
+    def audit(self, *numbers):
+        """Nobody is faulty, and no folder is damaged."""
+        done = self.command("audit", *(self.folder(number) for number in numbers))
+        assert done.returncode == 0, done.stdout + done.stderr
 
     def listed(self):
         return json.loads(self.member("list", self.directory, "-o", "json").stdout)
@@ -149,8 +158,7 @@ def test_who_lost_everything_is_back_with_three_commands(tmp_path):
         shutil.copy(cluster.file, tmp_path)
         with pytest.raises(VerificationError):
             verify(receipts[1].encode(), tmp_path / "cluster.toml")
-        audited = cluster.command("audit", *(cluster.folder(number) for number in range(3)))
-        assert audited.returncode == 0, audited.stdout + audited.stderr
+        cluster.audit(0, 1, 2)
         # cluster.toml, and with it the cluster's id, stays as it was.
         assert load_cluster_file(cluster.file).cluster_id == cluster.present().cluster_id
         assert load_cluster_file(cluster.file).genesis != cluster.present().genesis
@@ -169,6 +177,7 @@ def test_two_more_and_two_less(tmp_path):
         async def use():
             totals = await under_load(cluster, grow)
             await cluster.until_all_are_over(1)
+            await asyncio.to_thread(cluster.audit, *range(5))
             # Two faults are borne now.
             for number in (0, 3):
                 cluster.kill(number)
@@ -184,6 +193,8 @@ def test_two_more_and_two_less(tmp_path):
             cluster.kill(1)
             async with cluster.client_now() as client:
                 assert await client.incr("counter-0") == totals[0] + 2
+            # The folders of those that went know nothing of the list without them.
+            await asyncio.to_thread(cluster.audit, *range(5))
 
         use()
         assert cluster.listed()["f"] == 1
@@ -279,6 +290,17 @@ def test_a_replica_moves_to_another_address(tmp_path):
         assert [one["since_list"] for one in cluster.listed()["replicas"]] == [0, 0, 0]
 
 
+async def refusal(cluster, public_file):
+    """Order a list with the replica of this file, whatever it is; return what the replicas say of it."""
+    present, part = cluster.present(), load_public_part(public_file)
+    seats = [seat_of(present, number) for number in range(present.genesis.n)]
+    seats[part.place.number] = Seat(replace(part.member, since=1), encode_place(part.place))
+    key = load_client_key(cluster.directory / OPERATOR_NAME)
+    with pytest.raises(ChangeError) as refused:
+        await change(present, key, MemberList(1, 0, tuple(seats)), deadline_s=DEADLINE_S, say=print)
+    return str(refused.value)
+
+
 def test_what_is_refused(tmp_path):
     with Changing(tmp_path / "c") as cluster:
         cluster.start_and_wait()
@@ -291,6 +313,14 @@ def test_what_is_refused(tmp_path):
         assert "numbers 3 and 4" in cluster.member("add", cluster.directory, public, far, expected=2).stderr
         done = cluster.member("remove", cluster.directory, expected=2)
         assert "2f + 1" in done.stderr
+        taken = cluster.present().replicas[0].address
+        twice = cluster.directory / "twice"
+        assert cluster.command("keygen", twice, "--number", 2, "--address", taken).returncode == 0
+        done = cluster.member("replace", cluster.directory, twice / "replica-2.public.toml", expected=2)
+        assert "replicas 0 and 2 have one address" in done.stderr
+        # Who asks for it without these commands is refused by the replicas, and nothing stops.
+        assert "have one address" in asyncio.run(refusal(cluster, twice / "replica-2.public.toml"))
+        assert cluster.listed()["list"] == 0
         cluster.moved.clear()
         cluster.kill(1)
         done = cluster.member("replace", cluster.directory, public, expected=1)

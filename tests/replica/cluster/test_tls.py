@@ -181,6 +181,22 @@ def test_the_bytes_are_compared_whatever_the_handshake_let_through(homes, strang
             member_of(Presenting(other), cluster)
 
 
+def test_who_has_a_certificate_that_is_none_is_met_by_nobody_and_stops_nobody(run, homes):
+    """A list of members may say so (replica.core.places): the others must be able to go over to it."""
+    members = [homes[0].place.certificate_der, b"none", homes[2].place.certificate_der]
+    context = server_context(homes[0].certificate_path, homes[0].key_path, members)
+
+    async def main():
+        async with serving(homes[0], context) as (port, came):
+            own = (homes[2].certificate_path, homes[2].key_path)
+            await dial(port, client_context(homes[0].place.certificate_der, *own))
+            assert await came.get() == 2
+            with pytest.raises(ssl.SSLCertVerificationError):
+                await dial(port, client_context(b"none"))
+
+    run(main())
+
+
 def test_contexts_trust_nothing_else(homes):
     server, client = server_of(homes[0]), client_context(homes[0].place.certificate_der)
     assert len(server.get_ca_certs(binary_form=True)) <= 3

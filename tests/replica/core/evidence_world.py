@@ -12,11 +12,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from replica.apps import kv
 from replica.core.batch import make_batch
 from replica.core.entries import CHECKPOINT, Checkpoint, Commit, Prepare, PrePrepare, Suspect, ViewChange
-from replica.core.envelope import Envelope
+from replica.core.envelope import Administer, Envelope, decode_envelope, encode_administer
 from replica.core.events import Exposed, Lied, Persist
 from replica.core.evidence import Basis, Claim, Evidence, Kind
-from replica.core.genesis import Member
+from replica.core.genesis import Genesis, Member
 from replica.core.group import VerifiedGroup, encode_group, encode_payloads
+from replica.core.members import MemberList, Seat
+from replica.core.places import Place
 from replica.core.proving import MALFORMED, bare, collect_checkpoint, collect_replay, examine
 from replica.shell.verify import GroupVerifier
 from tests.replica.core.harness import BAD_SIGNATURE, GOOD_SIGNATURE, Cluster, FakeClient, FakeLog, make_genesis, opened
@@ -66,11 +68,11 @@ class KeyedLog(FakeLog):
 class World:
     """Replicas 0 and 1, correct, and the log of replica 2, which was correct for the first `slots` slots."""
 
-    def __init__(self, slots: int, nonce: int = 0) -> None:
+    def __init__(self, slots: int, nonce: int = 0, operators: tuple[bytes, ...] = ()) -> None:
         logs = [KeyedLog(author) for author in range(3)]
         usual = one_by_one(make_genesis(interval=2))
         members = tuple(Member(log.author, 1, log.public_key) for log in logs)
-        self.genesis = replace(usual, members=members, nonce=bytes([nonce]) * 32)
+        self.genesis = replace(usual, members=members, nonce=bytes([nonce]) * 32, operators=operators)
         for log in logs:
             log.context = self.genesis.context()
         self.keys = GroupVerifier(self.genesis)
@@ -86,6 +88,41 @@ class World:
     def order(self) -> None:
         self.cluster.request(self.client.operations(kv.incr(b"n")))
         self.cluster.settle(2)
+
+    def change(self, *members: Member) -> Genesis:
+        """Have an operator order that these are the members next; return what is agreed under that list.
+
+        The accused does what the others do.
+        """
+        genesis, (operator, *_) = self.genesis, self.genesis.operators
+        seats = tuple(Seat(one, Place(f"host-{one.number}", 1, b"%d" % one.number).encode()) for one in members)
+        listed = MemberList(genesis.list_number + 1, 0, seats)
+        raw = encode_administer(genesis.cluster_id(), operator, Administer(1000, listed.encode())) + GOOD_SIGNATURE
+        self.cluster.request(decode_envelope(raw, genesis.cluster_id(), genesis.limits))
+        self.cluster.settle(2)
+        ends = self.cluster.cores[0].ends
+        if ends is None:
+            raise RuntimeError("the list was refused")
+        self._follow(self.cluster.history(0)[-1][1])
+        return replace(listed, after=ends).genesis(genesis)
+
+    def follow(self, last: int) -> None:
+        """Have the accused do what the others do, up to CHECKPOINT of slot `last`."""
+        while self.slot < last:
+            self._follow(self.proposed())
+
+    def overrun(self, last: int) -> int:
+        """Have the accused follow up to slot `last`, the last one of its list, and then vote for the next."""
+        self.follow(last - 1)
+        digest = self.proposed()
+        self.say(Prepare(0, last, digest), Commit(0, last, digest))
+        return self.say(Prepare(0, last + 1, bytes(32)))
+
+    def _follow(self, digest: bytes) -> None:
+        slot = self.slot
+        self.say(Prepare(0, slot, digest), Commit(0, slot, digest))
+        if slot % self.genesis.limits.checkpoint_interval == 0:
+            self.say(Checkpoint(slot, self.cluster.cores[0]._known.own_digests[slot]))
 
     @property
     def slot(self) -> int:

@@ -19,7 +19,7 @@ from replica.core.members import MemberList, Seat
 from replica.core.proof import prove
 from replica.core.snapshot import Snapshot
 from tests.replica.core.signed import SignedCluster, SignedLog
-from tests.replica.core.test_members import OPERATOR, World, listed, replaced
+from tests.replica.core.test_members import OPERATOR, World, listed, place, replaced
 
 E = 12
 
@@ -34,7 +34,7 @@ class Ending:
         self.new = SignedLog(77)
         members = list(self.genesis.members)
         members[2] = replaced(2, self.new.public_key)
-        self.members = MemberList(1, E, tuple(Seat(member, b"") for member in members))
+        self.members = MemberList(1, E, tuple(Seat(member, place(member.number)) for member in members))
         n = self.genesis.n
         cut, heads, logs = tuple(range(10, 10 + n)), (b"h" * 32,) * n, (b"l" * 32,) * n
         self.header = Header(E, 5, b"a" * 32, b"t" * 32, cut, heads, logs, 0, self.members.digest)
@@ -64,7 +64,7 @@ def test_a_link_proves_the_next_list():
 def test_links_that_prove_nothing():
     ending = Ending()
     good = ending.link()
-    other = replace(ending.members, seats=(*ending.members.seats[:2], Seat(replaced(2, b"\4" + b"x" * 64), b"")))
+    other = replace(ending.members, seats=(*ending.members.seats[:2], Seat(replaced(2, b"\4" + b"x" * 64), place(2))))
     wrong = {
         "few": replace(good, certificate=ending.certificate(ending.header, 0)),
         "another list": replace(good, members=other.encode()),

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from replica.apps.kv import KeyValue
+from replica.cluster.identities import identity_of
 from replica.core.batch import make_batch
 from replica.core.envelope import (
     Administer,
@@ -21,20 +22,28 @@ from replica.core.envelope import (
 from replica.core.execution import Executor
 from replica.core.genesis import Genesis, Member
 from replica.core.layout import LayoutError
-from replica.core.members import PLACE_BYTES_MAX, MemberList, RefusedError, Seat, check_change, decode_members
+from replica.core.members import LISTS_MAX, MemberList, RefusedError, Seat, check_change, decode_members
+from replica.core.places import PLACE_BYTES_MAX, Place, decode_places
+from replica.core.points import PRIME, is_point, squared_y
 from replica.core.state import BucketedMap
+from replica.sim.logs import stand_in_key
 from tests.replica.core.harness import GOOD_SIGNATURE, make_genesis, public_key
+from trustlog import VerificationError, VerifyingKey, in_memory
 
 OPERATOR, STRANGER = public_key(200), public_key(201)
 G = replace(make_genesis(), operators=(OPERATOR,))
-NEW = public_key(50)
+NEW, OTHER = stand_in_key(50), stand_in_key(51)
 
 
 def listed(genesis: Genesis, number: int = 1, **changed: Member) -> MemberList:
     """Return the list that follows, with other members in these places ("m2")."""
     members = [changed.get(f"m{i}", member) for i, member in enumerate(genesis.members)]
     members += [changed[f"m{i}"] for i in range(genesis.n, genesis.n + 2) if f"m{i}" in changed]
-    return MemberList(number, 0, tuple(Seat(member, b"somewhere %d" % member.number) for member in members), "why")
+    return MemberList(number, 0, tuple(Seat(member, place(member.number)) for member in members), "why")
+
+
+def place(number: int, **changed) -> bytes:
+    return replace(Place(f"host-{number}", 7100, b"certificate %d" % number), **changed).encode()
 
 
 def replaced(number: int = 2, key: bytes = NEW, since: int = 1) -> Member:
@@ -95,7 +104,7 @@ def test_one_change_at_a_time():
     world.go_on(12)
     assert world.order(listed(G, m1=replaced(1))).text.startswith("list 1 of members is asked for, the next one is 2")
     genesis = world.executor.membership.genesis
-    assert world.order(listed(genesis, 2, m1=replaced(1, public_key(51), 2))).status is Status.OK
+    assert world.order(listed(genesis, 2, m1=replaced(1, OTHER, 2))).status is Status.OK
 
 
 def test_the_same_command_again_is_answered_again_and_does_nothing():
@@ -133,7 +142,7 @@ def test_a_command_that_comes_too_late_does_nothing():
 @pytest.mark.parametrize(
     ("changed", "why"),
     [
-        ({"m1": replaced(1), "m2": replaced(2, public_key(51))}, "1 logs stay, 2 must"),
+        ({"m1": replaced(1), "m2": replaced(2, OTHER)}, "1 logs stay, 2 must"),
         ({"m2": replaced(since=0)}, "comes in with list 1, not 0"),
         ({"m2": replaced(since=2)}, "comes in with list 1, not 2"),
         ({"m2": replaced(key=public_key(0))}, "two members have the same log key"),
@@ -142,6 +151,9 @@ def test_a_command_that_comes_too_late_does_nothing():
         ({"m1": replace(G.members[1], log_kind=2)}, "stays as it is"),
         ({"m2": replaced(3)}, "f = 1 needs members 0 to 2"),
         ({"m3": replaced(3)}, "2f + 1"),
+        ({"m2": replace(replaced(), log_kind=9)}, "is of kind 9"),
+        ({"m2": replaced(key=public_key(50))}, "not a point of P-256"),
+        ({"m2": Member(2, 3, NEW, b"\x10" + bytes(74), 1)}, "is in PCR 16"),
     ],
 )
 def test_what_may_not_follow(changed, why):
@@ -151,9 +163,91 @@ def test_what_may_not_follow(changed, why):
     assert world.executor.membership.next is None
 
 
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        (b"", "the place of replica 2"),
+        (b"somewhere", "the place of replica 2"),
+        (place(2) + b"\0", "too many"),
+        (place(2)[:-1] + b"\2", "neither says"),
+        (place(2, certificate=b""), "has no certificate"),
+        (place(2, certificate=b"certificate 0"), "replicas 0 and 2 have one TLS certificate"),
+        (place(2, host="host-1"), "replicas 1 and 2 have one address"),
+        (place(2, host="HOST-1"), "replicas 1 and 2 have one address"),
+        (place(2, host=""), "no host has that name"),
+        (place(2, host="a..b"), "no host has that name"),
+        (place(2, host="a" * 64), "no host has that name"),
+        (place(2, host="a." * 127), "no host has that name"),
+        (place(2, host="[a]"), "no host has that name"),
+        (place(2, host="a b"), "no host has that name"),
+        (place(2, port=0), "its port"),
+        (place(2, port=65536), "its port"),
+        (place(2).replace(b":7100", b":0710"), "its port"),
+        (place(2).replace(b":7100", b":\xb2100"), "its port"),
+    ],
+)
+def test_what_nobody_could_go_over_to_is_never_agreed(wrong, why):
+    """Whatever is refused here would be found out after the last slot of the list, and stop every replica."""
+    world = World()
+    wanted = listed(G, m2=replaced())
+    said = world.order(replace(wanted, seats=(*wanted.seats[:2], Seat(replaced(), wrong))))
+    assert (said.status, why in said.text) == (Status.ERROR, True), said.text
+    assert world.executor.membership.next is None
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "::1", "fe80::1%eth0", "a_b.example.", "a" * 63, ".".join(["a" * 61] * 4)]
+)
+def test_places_are_decoded_as_they_were_encoded(host):
+    made = Place(host, 65535, b"\0" * 2000, enrolled=True)
+    assert decode_places([made.encode()]) == (made,)
+
+
+def point(x: int, y: int) -> bytes:
+    return b"\x04" + x.to_bytes(32, "big") + y.to_bytes(32, "big")
+
+
+def test_a_key_is_a_point_exactly_if_logs_can_be_verified_with_it():
+    good = [in_memory().public_key for _ in range(8)] + [stand_in_key(number) for number in range(8)]
+    # One point with a small x and one with a small y: the same numbers and p more are other bytes, and no key.
+    small_y = 0xD7325D7646CD60D80A92738CEB345F844CFFAF35841022CAB176F692DE8DE1D7
+    small = ((5, pow(squared_y(5), (PRIME + 1) // 4, PRIME)), (small_y, 5))
+    good += [point(*at) for at in small]
+    bad = [point(5 + PRIME, small[0][1]), point(small_y, 5 + PRIME)]
+    bad += [public_key(3), good[0][:-1], good[0] + b"\0", b"\x03" + good[0][1:], good[0][:33] + good[1][33:]]
+    for key in (*good, *bad):
+        try:
+            VerifyingKey.from_bytes(key)
+        except VerificationError:
+            assert not is_point(key)
+        else:
+            assert is_point(key)
+    assert all(map(is_point, good))
+    assert not any(map(is_point, bad))
+
+
+def test_a_tpms_pins_are_accepted_exactly_if_logs_can_be_verified_with_them():
+    for pcr in range(256):
+        member = Member(2, 3, NEW, bytes([pcr]) + bytes(74), 1)
+        accepted = World().order(listed(G, m2=member)).status is Status.OK
+        try:
+            identity_of(member)
+        except VerificationError:
+            assert not accepted
+        else:
+            assert accepted
+
+
+def test_no_more_lists_than_their_links_can_be_kept():
+    last = listed(replace(G, list_number=LISTS_MAX - 1, origin=G.cluster_id()), LISTS_MAX, m2=replaced(since=LISTS_MAX))
+    check_change(G, last, {})
+    with pytest.raises(RefusedError, match="no more can"):
+        check_change(G, replace(last, number=LISTS_MAX + 1), {})
+
+
 def test_two_more_and_two_less_at_the_most():
     five = replace(make_genesis(2), operators=(OPERATOR,))
-    more = listed(G, m3=replaced(3), m4=replaced(4, public_key(51)))
+    more = listed(G, m3=replaced(3), m4=replaced(4, OTHER))
     check_change(G, more, {})
     seats = listed(make_genesis(3)).seats[:7]
     with pytest.raises(RefusedError, match="at most two"):
@@ -162,7 +256,7 @@ def test_two_more_and_two_less_at_the_most():
     with pytest.raises(RefusedError, match="at most two"):
         check_change(replace(make_genesis(3), operators=(OPERATOR,)), MemberList(1, 8, listed(five).seats[:3]), {})
     # From five to three, three of the five stay; a new one among three leaves two.
-    seats = (*listed(five).seats[:2], Seat(replaced(2), b""))
+    seats = (*listed(five).seats[:2], Seat(replaced(2), place(2)))
     with pytest.raises(RefusedError, match="2 logs stay, 3 must"):
         check_change(five, MemberList(1, 8, seats), {})
 

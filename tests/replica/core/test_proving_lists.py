@@ -5,12 +5,18 @@ from __future__ import annotations
 import pytest
 
 from replica.core.batch import make_batch
-from replica.core.entries import Checkpoint, Commit, Prepare, PrePrepare, Suspect
-from replica.core.evidence import Claim, Evidence, Kind
+from replica.core.checkpoint import Header, encode_certificate, state_digest
+from replica.core.entries import COMMIT, Checkpoint, Commit, Prepare, PrePrepare, Suspect
+from replica.core.events import Exposed
+from replica.core.evidence import Basis, Claim, Evidence, Kind
 from replica.core.genesis import Genesis, Member
+from replica.core.layout import LayoutError
+from replica.core.logstate import LogState
+from replica.core.proof import prove
 from replica.core.proving import (
     FALSE_CHECKPOINT,
     MALFORMED,
+    Replay,
     UnprovenError,
     bare,
     collect_checkpoint,
@@ -19,7 +25,9 @@ from replica.core.proving import (
 )
 from replica.shell.verify import GroupVerifier
 from tests.replica.core.evidence_world import ACCUSED, KeyedLog, World, signed_envelope
+from tests.replica.core.test_members import OPERATOR
 
+NULL = bytes(32)
 LAST = 6  # the last slot of list 0
 
 
@@ -32,7 +40,9 @@ def joining(*numbers: int) -> tuple[Member, ...]:
 
 
 def judged(raw: bytes, spans: list[tuple[Genesis, int | None]]) -> tuple[Claim, str]:
-    return examine_under(raw, spans, GroupVerifier, signed_envelope)
+    claim, text, member = examine_under(raw, spans, GroupVerifier, signed_envelope)
+    assert any(member in genesis.members for genesis, _ in spans)
+    return claim, text
 
 
 def why_not(raw: bytes, spans: list[tuple[Genesis, int | None]]) -> str:
@@ -87,6 +97,19 @@ def test_a_rule_that_was_broken_under_the_next_list_is_proven_by_its_rules():
     why_not(raw, [(world.genesis, LAST)])
 
 
+def test_a_vote_beyond_the_last_slot_is_collected_and_proven():
+    world = World(4, operators=(OPERATOR,))
+    after = world.change(*world.genesis.members[:2], *joining(2))
+    index = world.overrun(after.base)
+    assert {(one.index, one.violation.rule) for one in world.found(Exposed)} == {(index, "beyond-list")}
+    of_list = (world.genesis, world.keys, None, world.groups)
+    evidence = collect_replay(ACCUSED, index, *of_list, after.base)
+    assert evidence is not None
+    assert judged(evidence.encode(), [(world.genesis, after.base), (after, None)])[0].rule == "beyond-list"
+    assert "lacks" in why_not(evidence.encode(), [(world.genesis, None)]), "who does not know where the list ends"
+    assert collect_replay(ACCUSED, index, *of_list) is None
+
+
 def shown_alone(world: World, entry: bytes | PrePrepare) -> bytes:
     index = world.say(entry)
     claim = Claim(ACCUSED, index, MALFORMED)
@@ -115,6 +138,50 @@ def test_rubbish_is_proven_under_any_lists():
     assert "was not attested by that log" in why_not(raw, successor(world.genesis, replaced)[1:])
     of_nobody = bare(Claim(3, 1, MALFORMED), world.holding(ACCUSED, 1), world.genesis, Kind.ENTRY).encode()
     assert why_not(of_nobody, [(world.genesis, None)]) == "there is no replica 3"
+
+
+@pytest.mark.parametrize(("slot", "is_proof"), [(LAST - 2, True), (LAST, True), (LAST + 2, False), (1000, False)])
+def test_nobody_reads_on_from_a_state_beyond_the_list(slot, is_proof):
+    """Replica 2, faulty, was replaced; then replica 1 is. Together they attest a state that makes 0 a liar.
+
+    Backdated into their list they prove what they like: two of its three logs are faulty.
+    """
+    world = World(4)
+    logs = world.cluster.logs
+    vote = next(group for group in reversed(logs[0].groups) if group.payloads[0][0] == COMMIT)
+    states = (LogState(0, vote.first - 1, view=7), LogState(1, 0), LogState(2, 0))
+    encoded = tuple(state.encode() for state in states)
+    heads = (vote.head_before, logs[1].head, logs[2].head)
+    cut = tuple(state.position for state in states)
+    header = Header(slot, 0, bytes(32), bytes(32), cut, heads, tuple(map(state_digest, encoded)))
+    said = {log: logs[log].say(Checkpoint(slot, header.digest)) for log in (1, 2)}
+    certificate = encode_certificate({log: prove(group, group.first) for log, group in said.items()})
+    claim = Claim(0, vote.first, "wrong-view")
+    basis = Basis(header.encode(), certificate, encoded)
+    evidence = Evidence(Kind.REPLAY, world.genesis.cluster_id(), claim, ((vote.raw,), (), ()), basis=basis)
+    spans = successor(world.genesis, (*world.genesis.members[:2], *joining(2)))
+    if is_proof:
+        assert judged(evidence.encode(), spans)[0] == claim
+    else:
+        assert f"slot {slot} of the basis is not of list 0" in why_not(evidence.encode(), spans)
+
+
+def test_nobody_reads_on_from_a_state_of_before_the_list():
+    world = World(4)
+    later = world.genesis.successor(1, LAST, world.genesis.members)
+    logs = world.cluster.logs
+    encoded = tuple(LogState(log, 0).encode() for log in range(3))
+    for slot in (LAST - 2, LAST, LAST + 2):
+        heads = tuple(world.keys.initial_heads())
+        header = Header(slot, 0, NULL, NULL, (0, 0, 0), heads, tuple(map(state_digest, encoded)), 1, NULL)
+        said = {log: logs[log].say(Checkpoint(slot, header.digest)) for log in (1, 2)}
+        certificate = encode_certificate({log: prove(group, group.first) for log, group in said.items()})
+        basis = Basis(header.encode(), certificate, encoded)
+        if slot > LAST:
+            Replay(later, GroupVerifier(later), basis, signed_envelope)
+        else:
+            with pytest.raises(LayoutError, match="is not of list 1"):
+                Replay(later, GroupVerifier(later), basis, signed_envelope)
 
 
 def test_a_checkpoint_is_contradicted_by_members_of_its_time_only():

@@ -1,32 +1,44 @@
 """Evidence in a running cluster: kept durably, within bounds, verified offline; and a fork that nobody saw whole."""
 
 import json
+import re
 import stat
+from collections import Counter
 from contextlib import closing
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import structlog
 
 from replica.cli.main import main as replica_main
 from replica.cluster.memberlists import encode_place, load_present_cluster, members_path, seat_of, write_links
 from replica.core.chain import Link
 from replica.core.checkpoint import Header, encode_certificate
 from replica.core.entries import Checkpoint, Prepare, SlotResult, Suspect
+from replica.core.events import Exposed, Forked
 from replica.core.evidence import Basis
 from replica.core.genesis import Member
 from replica.core.group import encode_group, encode_payloads
 from replica.core.layout import LayoutError
 from replica.core.members import MemberList, Seat
 from replica.core.proof import prove
+from replica.core.proving import UnprovenError, examine_under
+from replica.core.rules import Violation
 from replica.shell import detector, evidence
+from replica.shell.atrest import CLEAR
 from replica.shell.evidence import EvidenceFolder
+from replica.shell.store import Store, StoredGroup
 from replica.shell.verify import GroupVerifier
 from replica.wire.messages import GroupMessage
+from tests.replica.core.evidence_world import KeyedLog, World, signed_envelope
+from tests.replica.core.harness import make_genesis
 from tests.replica.core.test_chain import Ending
+from tests.replica.core.test_members import OPERATOR
+from tests.replica.core.test_proving_lists import joining
 from tests.support.nodes import Nodes
 from tests.support.waiting import on_loop, until
-from trustlog import AttestedLog, LogState, entry_digest, in_memory, open_log
+from trustlog import Attestation, AttestedLog, LogState, entry_digest, in_memory, log_id, open_log
 from trustlog.cli.contract import run as run_program
 from trustlog.cli.main import cli as trustlog_cli
 
@@ -44,6 +56,7 @@ class Stage:
     def __init__(self, path) -> None:
         self.cluster = Nodes(path / "c")
         self.context = self.cluster.cluster.genesis.context()
+        self.log_name = log_id(self.cluster.cluster.genesis.members[LIAR].log_public_key).hex()[:16]
 
     async def __aenter__(self):
         self.cluster.start()
@@ -119,7 +132,7 @@ async def test_a_rule_broken_is_kept_verified_and_still_there_after_a_restart(tm
         stage.deliver(stage.say(*entries))
         (file,), _ = await stage.kept(0), await stage.kept(1)
         index = stage.log.last
-        assert file.name == f"log-2-entry-{index}-{rule}.evidence"
+        assert file.name == f"log-2-{stage.log_name}-entry-{index}-{rule}.evidence"
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
         assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
         code, out, err = verify(stage, capsys, file)
@@ -129,6 +142,7 @@ async def test_a_rule_broken_is_kept_verified_and_still_there_after_a_restart(tm
         document = json.loads(out)
         assert (document["schema_version"], document["proven"], document["log"]) == (1, True, 2)
         assert (document["rule"], document["index"]) == (rule, index)
+        assert (document["log_id"], document["lists"]) == (stage.log.log_id.hex(), [0])
         await until(lambda: stage.cluster.nodes[0].detector.keeper.names, "it is listed")
         said = stage.verdict(0)
         assert (said["verdict"], said["reason"], said["index"]) == ("exposed", rule, index)
@@ -172,8 +186,11 @@ async def test_what_was_proven_is_proven_when_that_replica_was_replaced(tmp_path
         present = load_present_cluster(path)
         assert [ends for _, ends in present.spans] == [present.genesis.base, None]
         assert present.genesis.members[LIAR] != present.lists[0].members[LIAR]
-        assert verify(stage, capsys, file) == before
-        assert before[0] == 0
+        code, out, err = verify(stage, capsys, file)
+        said = f"; log id {stage.log.log_id.hex()}, a member "
+        assert before == (0, out.replace(f"{said}of list 0 and of none since", f"{said}since list 0"), err)
+        assert code == 0
+        assert f"{said}of list 0 and of none since" in out
 
 
 @on_loop
@@ -222,7 +239,7 @@ async def test_a_false_result_is_kept_as_what_was_said(tmp_path, capsys):
             _, receipt = await client.with_receipt(lambda calls: calls.put("k", "v"))
         stage.deliver(stage.say(SlotResult(receipt.outcome.slot, receipt.size, bytes(32))), 0)
         (file,) = await stage.kept(0)
-        assert file.name == f"log-2-entry-{stage.log.last}-false-result.evidence"
+        assert file.name == f"log-2-{stage.log_name}-entry-{stage.log.last}-false-result.evidence"
         code, out, err = verify(stage, capsys, file)
         assert (code, out) == (1, "")
         assert "not self-contained" in err
@@ -240,7 +257,7 @@ async def test_a_fork_shown_in_halves_is_noticed_by_heads(tmp_path, capsys, monk
         stage.deliver(stage.say(Suspect(0)), 0)
         stage.deliver(stage.say(Checkpoint(128, bytes(32)), log=clone), 1)
         (one,), (other,) = await stage.kept(0), await stage.kept(1)
-        assert one.name == other.name == "log-2-fork.json"
+        assert one.name == other.name == f"log-2-{stage.log_name}-fork.json"
         key = stage.cluster.folder(LIAR) / "log" / "log.pub"
         run_trustlog = lambda arguments: run_program(trustlog_cli, arguments)  # noqa: E731
         for file in (one, other):
@@ -331,6 +348,89 @@ def test_the_folder_is_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(evidence, "FILES_MAX", 3)
     assert folder.write("log-1-entry-7-a.evidence", b"x")
     assert not folder.write("log-1-entry-8-a.evidence", b"x")
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_what_one_log_did_is_nothing_against_the_next_one_of_that_number(tmp_path, monkeypatch, named):
+    """Log 2 forked and was replaced; then the new one forks too. Each has its file, and what is read again is believed.
+
+    named: whether the first file has a name as they are now, or one without the log's id.
+    """
+    old, new = (KeyedLog(LIAR, key) for key in (2002, 7777))
+    members = tuple(Member(one, 1, KeyedLog(one).public_key) for one in (0, 1))
+    first = replace(make_genesis(), members=(*members, Member(LIAR, 1, old.public_key)))
+    second = first.successor(1, 12, (*members, Member(LIAR, 1, new.public_key, b"", 1)))
+    folder = EvidenceFolder(tmp_path / "evidence")
+    monkeypatch.setattr(evidence, "ThreadPoolExecutor", lambda *_: SimpleNamespace(submit=lambda call, *of: call(*of)))
+    shown = []
+    for genesis, key in ((first, 2002), (second, 7777)):
+        path = tmp_path / f"store-{key}.sqlite"
+        known, other = KeyedLog(LIAR, key), KeyedLog(LIAR, key)
+        known.context = other.context = genesis.contexts()[LIAR]
+        raw = known.say(Suspect(0)).raw
+        size = len(Attestation.of_group(raw).raw)
+        with closing(Store(path, genesis.cluster_id(), 0)) as store:
+            store.write([StoredGroup(LIAR, 1, 1, raw[:size], raw[size:])], None, None)
+
+        def keeper(genesis=genesis, path=path):
+            return evidence.EvidenceKeeper(folder, path, tmp_path / "none", genesis, structlog.get_logger())
+
+        before = keeper()
+        assert (before.broken, before.of(LIAR)) == (frozenset(), [])
+        group = GroupVerifier(genesis).verify(LIAR, other.say(Suspect(1)).raw)
+        for found in (Forked(LIAR, 1, group), Exposed(LIAR, 1, Violation("malformed", ""), group)):
+            before.want(found)
+        if not named and genesis is first:
+            for file in folder.files():
+                file.rename(file.with_name(re.sub("-[0-9a-f]{16}-", "-", file.name)))
+        again = keeper()
+        assert again.broken == {LIAR}
+        assert len(again.of(LIAR)) == 2
+        shown += again.of(LIAR)
+        files = len(folder.files())
+        again.want(Forked(LIAR, 1, group))
+        again.want(Exposed(LIAR, 1, Violation("malformed", ""), group))
+        assert len(folder.files()) == files, "nothing is kept twice"
+    assert len(set(shown)) == len(folder.files()) == 4
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_vote_beyond_the_list_is_kept_as_proof(tmp_path, told):
+    """As the detector of a node does, which knows from its core where the list ends; without that nothing is proven."""
+    world = World(4, operators=(OPERATOR,))
+    after = world.change(*world.genesis.members[:2], *joining(LIAR))
+    world.overrun(after.base)
+    path = tmp_path / "store.sqlite"
+    with closing(Store(path, world.genesis.cluster_id(), 0)) as store:
+        for log in world.cluster.logs:
+            for group in log.groups:
+                size = len(Attestation.of_group(group.raw).raw)
+                row = StoredGroup(log.author, group.first, group.last, group.raw[:size], group.raw[size:])
+                store.write([row], None, None)
+    home = SimpleNamespace(
+        cluster=SimpleNamespace(genesis=world.genesis, before=None),
+        store_path=path,
+        state_path=tmp_path / "none",
+        evidence_path=tmp_path / "evidence",
+        number=0,
+    )
+    core = world.cluster.cores[0] if told else SimpleNamespace(ends=None)
+    measures = SimpleNamespace(exposures=Counter())
+    node = SimpleNamespace(home=home, log=structlog.get_logger(), seal=CLEAR, core=core, measures=measures)
+    seen = detector.Detector(node)
+    seen.on_exposed(world.found(Exposed)[0])
+    for _ in range(evidence.ATTEMPTS_MAX):
+        seen.keeper._thread.submit(lambda: None).result()
+        seen.keeper.retry()
+    seen.keeper.close()
+    (file,) = EvidenceFolder(home.evidence_path).files()
+    spans = [(world.genesis, after.base), (after, None)]
+    assert file.name.endswith("-beyond-list.evidence")
+    if told:
+        assert examine_under(file.read_bytes(), spans, GroupVerifier, signed_envelope)[0].rule == "beyond-list"
+    else:
+        with pytest.raises(UnprovenError, match="not self-contained"):
+            examine_under(file.read_bytes(), spans, GroupVerifier, signed_envelope)
 
 
 def test_a_forged_fork_breaks_nobody(tmp_path):
