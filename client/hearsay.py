@@ -6,6 +6,8 @@ replica, and what is used does not exceed it. A lie can only make the value smal
 lowest that a correct replica said once all correct ones were heard.
 """
 
+from collections.abc import Collection
+
 from replica.core import quorum
 
 
@@ -50,6 +52,13 @@ class Hearsay:
     def busy_at_ms(self) -> int | None:
         """A time since when some correct replica has not said so, or when it did; None if none ever did."""
         return self._usable(self._busy) if len(self._busy) > self._f else None
+
+    def renewed(self, n: int, f: int, staying: Collection[int]) -> "Hearsay":
+        """Return what is known among other replicas: connections and slots of who stays; views are a list's own."""
+        made = Hearsay(n, f)
+        made.connected.update(self.connected.intersection(staying))
+        made._executed.update({number: slot for number, slot in self._executed.items() if number in staying})
+        return made
 
     def forget_slots(self) -> None:
         """Forget what was heard of executed slots: it is too old to be of use."""

@@ -3,6 +3,11 @@
 Missing entries are asked for one log after the other (`fetching`). Where a peer's part of a log begins only behind
 what is missing here, the entries were forgotten there because a checkpoint is stable; that checkpoint's state is then
 asked for (`transfer`). A restarted replica asks what its peers hold of its own log (`homecoming`).
+
+A state is of use if its cut skips what is missing here. A peer that went over to the next list of members has also
+dropped, whole, the logs that left, beyond the last cut too. So of a log that something here waits for, and that was
+asked for in vain, one peer's word that it is gone is enough for any state ahead of what is executed here: a liar costs
+a transfer at the most, which a quorum certified, and which is given up as soon as the logs get as far.
 """
 
 from collections import Counter
@@ -54,6 +59,7 @@ class CatchUp:
         self._installing = 0  # the slot whose state is being installed: this core's time is over
         self._offers: dict[int, CheckpointOffered] = {}  # each peer's last
         self._asked_offers = Counter[int]()
+        self._gone: dict[int, int] = {}  # logs asked for of which a peer keeps nothing beyond this entry, the last here
         self._begun_at = 0
         self._moved_at = 0  # when a part came last
         self._transfer_ms = TRANSFER_MS_FIRST
@@ -81,6 +87,8 @@ class CatchUp:
         inbox = self._inboxes[event.log]
         # The own log too can be gone elsewhere, and one whose author is silent down to its last entry.
         is_gone = inbox.received + 1 < event.first
+        if is_gone and self.fetcher.asks_for(event.log):
+            self._gone[event.log] = inbox.received
         if event.log == self._number:
             self.homecoming.heard(event.peer, event.last)
             if event.last > inbox.received and not is_gone and now_ms >= self._ask_own_at:
@@ -120,7 +128,12 @@ class CatchUp:
             return False
         skips = any(at > inbox.received for at, inbox in zip(header.cut, self._inboxes, strict=True))
         # What was executed here was read here, cuts included: no log, not even the own one, lacks what lies before.
-        return header.slot > max(self._executor.slot, self._installing) and skips
+        return header.slot > max(self._executor.slot, self._installing) and (skips or self._waits_in_vain)
+
+    @property
+    def _waits_in_vain(self) -> bool:
+        """Say whether a log that is still asked for was said to be gone beyond where it ends here."""
+        return any(self.fetcher.asks_for(log) and self._inboxes[log].received == at for log, at in self._gone.items())
 
     def _go_on(self, now_ms: int) -> list[Effect]:
         """Begin with the newest checkpoint offered, or go on with the transfer under way; return what to ask.

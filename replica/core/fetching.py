@@ -42,6 +42,10 @@ class Fetcher:
         self._asked.pop(log, None)
         self._ask_at.pop(log, None)
 
+    def asks_for(self, log: int) -> bool:
+        """Say whether something waits for more of `log`, which was asked for and has not come."""
+        return log in self._asked
+
     def due(self, now_ms: int, inboxes: Sequence[Inbox], blind: Collection[int]) -> list[Fetch]:
         """Return the questions to ask now."""
         wanted: dict[int, int] = {}  # log -> who is asked first

@@ -28,13 +28,14 @@ class Change:
     """One change of the members, begun `at_ms`.
 
     kind: "replace" (the log of replica `number`), "add" or "remove" (two, the last ones). lost: who is replaced is lost
-    before, and was correct.
+    before, and was correct. off: who leaves is switched off as soon as one replica has gone over.
     """
 
     kind: str
     at_ms: int
     number: int = 0
     lost: bool = False
+    off: bool = False
 
 
 @dataclass(slots=True)
@@ -59,8 +60,8 @@ class _Wish:
 class Operator:
     """One change after the other.
 
-    lose: called with the node of a replica that is lost. enter: called when a list is in force, with who comes in
-    and the lists so far. settled: says whether a list has what it needs to bear f faults.
+    lose: called with the node of a replica that is lost. enter: called when a list is in force, with the change, who
+    comes in and the lists so far. settled: says whether a list has what it needs to bear f faults.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Operator:
         changes: tuple[Change, ...],
         *,
         lose: Callable[[int], None],
-        enter: Callable[[list[Newcomer], list[Genesis]], None],
+        enter: Callable[[Change, list[Newcomer], list[Genesis]], None],
         settled: Callable[[Genesis], bool],
     ) -> None:
         self.setting, self.world, self.key = setting, setting.world, key
@@ -168,7 +169,7 @@ class Operator:
         verifier = self.setting.verifier_of(before)
         self.chain.append(check_link(decode_link(links[wish.members.number - 1]), before, verifier.entry).genesis)
         self._wish = None
-        self._enter(wish.newcomers, list(self.chain))
+        self._enter(wish.change, wish.newcomers, list(self.chain))
         self._when_settled()
 
     def _when_settled(self) -> None:

@@ -22,7 +22,7 @@ from replica.sim.disk import Damage
 from replica.sim.faulty import Cabal, FaultyReplica
 from replica.sim.host import Host
 from replica.sim.logs import ClientKey, Verifier, make_cluster
-from replica.sim.operator import Newcomer, Operator
+from replica.sim.operator import Change, Newcomer, Operator
 from replica.sim.oracle import Oracle
 from replica.sim.registrar import Registrar
 from replica.sim.releaser import Releaser
@@ -267,7 +267,7 @@ class Run:
             for replica in self.replicas.values()
         )
 
-    def _enter(self, newcomers: list[Newcomer], chain: list[Genesis]) -> None:
+    def _enter(self, change: Change, newcomers: list[Newcomer], chain: list[Genesis]) -> None:
         """Start who comes in, and tell the clients after a while; who is no member any more is looked at no more."""
         for newcomer in newcomers:
             host = CorrectReplica(self.setting, newcomer.number, newcomer.log, node=newcomer.node, chain=chain)
@@ -279,6 +279,9 @@ class Run:
         for node, host in list(self.replicas.items()):
             if host.log.public_key not in keys:
                 del self.replicas[node]
+                if change.off:
+                    self.world.counts["switched-off"] += 1
+                    host.crash()
         nodes = [self.setting.places.get(member.log_public_key, member.number) for member in chain[-1].members]
 
         def tell(client: CorrectClient) -> None:

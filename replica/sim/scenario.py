@@ -28,6 +28,7 @@ MEMBERS_FROM = 1_000_000
 ORDERS_FROM = 2_000_000
 VERSIONS_FROM = 3_000_000
 FORGED_SHARE = 0.3
+OFF_SHARE = 0.5
 # Of so many seeds one is about one strategy, one about coming back, one about one malformed field, and one, every other
 # turn, about a rule.
 FOCUS_EVERY = 4
@@ -157,6 +158,8 @@ def _changes(drawn: Scenario) -> dict[str, Any]:
             f += 1 if kind == "add" else -1
             faulty = {i for i in faulty if i <= 2 * f}
             changes.append(Change(kind, at))
+    hasty = random.Random(f"off {drawn.seed}")  # noqa: S311 - of its own: the rest is drawn as before there was this
+    changes = [replace(change, off=hasty.random() < OFF_SHARE) for change in changes]
     forged = [chance.random() < FORGED_SHARE for _ in drawn.strategies]
     strategies = tuple(
         (*chosen, ForgedList.name) if forges else chosen

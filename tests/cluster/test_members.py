@@ -1,6 +1,7 @@
 """Members of a running cluster are replaced, added and removed, by the commands that an operator types."""
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -13,16 +14,17 @@ import pytest
 
 from client import Client
 from client.receipts import verify
+from client.watch import WatchGone
 from replica.cluster.clusterfile import load_cluster_file
 from replica.cluster.keys import load_client_key
 from replica.cluster.memberlists import encode_place, load_present_cluster, members_path, read_links, seat_of
 from replica.cluster.provision import OPERATOR_NAME, load_public_part, make_client
 from replica.core.genesis import Limits
 from replica.core.members import MemberList, Seat
-from replica.operations.changing import ChangeError, change
+from replica.operations.changing import ChangeError, Council, change
 from tests.support.cluster import Processes, environment
 from tests.support.ports import free_port
-from tests.support.waiting import on_loop_for, until
+from tests.support.waiting import on_loop, on_loop_for, until, wait_for
 from trustlog import VerificationError
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -104,9 +106,13 @@ class Load:
         self._ended.set()
 
 
-async def under_load(cluster, script, count=2):
-    """Run `script` in a thread while clients, who know of the first list only, count up; nothing may fail."""
+async def under_load(cluster, script, count=2, watch=None):
+    """Run `script` in a thread while clients, who know of the first list only, count up; nothing may fail.
+
+    watch: called with their client, and awaited at the end.
+    """
     async with cluster.client(deadline_s=30.0) as client:
+        watching = None if watch is None else asyncio.ensure_future(watch(client))
         loads = [Load(client, f"counter-{i}") for i in range(count)]
         async with asyncio.TaskGroup() as group:
             for load in loads:
@@ -117,6 +123,8 @@ async def under_load(cluster, script, count=2):
             for load in loads:
                 await load.more()
                 load.end()
+        if watching is not None:
+            await watching
     return [load.total for load in loads]
 
 
@@ -162,6 +170,49 @@ def test_who_lost_everything_is_back_with_three_commands(tmp_path):
         # cluster.toml, and with it the cluster's id, stays as it was.
         assert load_cluster_file(cluster.file).cluster_id == cluster.present().cluster_id
         assert load_cluster_file(cluster.file).genesis != cluster.present().genesis
+
+
+def test_a_client_that_stays_connected_outlives_the_replicas_that_it_knew(tmp_path):
+    """All three are replaced, one after the other, under load; no operation fails, and a watch is told by the new ones."""
+    with Changing(tmp_path / "c") as cluster:
+        cluster.start_and_wait()
+        seen = []
+
+        async def watch(client):
+            while b"end" not in seen:
+                # Whoever went over tells nothing from before, and says so.
+                with contextlib.suppress(WatchGone):
+                    async with client.watch("watched", deadline_s=30.0) as changes:
+                        seen.append((await anext(changes)).value)
+
+        def replace_all():
+            for number_of_list, number in ((1, 2), (2, 1), (3, 0)):
+                cluster.kill(number)
+                public = cluster.make(number, f"new-{number}")
+                cluster.member("replace", cluster.directory, public)
+                cluster.start(number)
+                asyncio.run(cluster.until_all_are_over(number_of_list))
+            asyncio.run(say_until_it_is_seen())
+
+        async def say_until_it_is_seen():
+            async with cluster.client_now() as client:
+
+                async def said():
+                    await client.put("watched", "end")
+                    return seen
+
+                await until(said, "the watch is told", DEADLINE_S)
+
+        @on_loop_for(DEADLINE_S * 5)
+        async def use():
+            totals = await under_load(cluster, replace_all, watch=watch)
+            async with cluster.client_now() as client:
+                for i, total in enumerate(totals):
+                    assert await client.incr(f"counter-{i}") == total + 1
+
+        use()
+        assert seen == [b"end"]
+        assert [one["since_list"] for one in cluster.listed()["replicas"]] == [3, 2, 1]
 
 
 def test_two_more_and_two_less(tmp_path):
@@ -299,6 +350,47 @@ async def refusal(cluster, public_file):
     with pytest.raises(ChangeError) as refused:
         await change(present, key, MemberList(1, 0, tuple(seats)), deadline_s=DEADLINE_S, say=print)
     return str(refused.value)
+
+
+def test_who_gave_up_waiting_goes_on_with_the_same_command(tmp_path):
+    """Nothing else is ordered, so the list that is agreed would never be in force."""
+    with Changing(tmp_path / "c") as cluster:
+        cluster.start_and_wait()
+        present, port = cluster.present(), free_port()
+        key = load_client_key(cluster.directory / "operator")
+        seats = [seat_of(present, number) for number in range(3)]
+        moved = replace(present.replicas[1], host="127.0.0.1", port=port)
+        seats[1] = Seat(present.genesis.members[1], encode_place(moved))
+
+        @on_loop
+        async def order():
+            async with Council(present, key) as council:
+                await council.order(MemberList(1, 0, tuple(seats)).encode())
+
+        assert cluster.listed()["following"] is None
+        order()
+        wait_for(lambda: cluster.listed()["following"], "f + 1 replicas say what follows")
+        listed = cluster.listed()
+        assert listed["list"] == 0
+        assert listed["following"] == {"list": 1, "after": 48}
+        said = cluster.member("list", cluster.directory).stderr
+        assert "list 1 of members is agreed and not yet in force; it will be after slot 48" in said
+        other = cluster.member("remove", cluster.directory, expected=2)
+        assert "2f + 1" in other.stderr
+        other = cluster.member("move", cluster.directory, "--number", 0, "--address", "127.0.0.1:9", expected=2)
+        assert "repeat the command that made it" in other.stderr
+        cluster.member("move", cluster.directory, "--number", 1, "--address", f"127.0.0.1:{port}")
+        assert cluster.listed()["following"] is None
+        assert cluster.listed()["list"] == 1
+
+
+def test_a_new_folder_without_its_list_is_told_what_it_lacks(tmp_path):
+    cluster = Changing(tmp_path / "c")
+    for number in (2, 3):
+        cluster.make(number, f"new-{number}")
+        done = cluster.command("run", cluster.folder(number))
+        assert done.returncode == 2
+        assert f"{cluster.folder(number) / 'members.toml'} is missing; copy today's" in done.stderr
 
 
 def test_what_is_refused(tmp_path):

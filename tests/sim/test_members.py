@@ -29,6 +29,7 @@ def test_every_kind_of_change_is_drawn():
     changes = [change for seed in SEEDS for change in draw(seed).changes]
     assert {change.kind for change in changes} == {"replace", "add", "remove"}
     assert {change.lost for change in changes if change.kind == "replace"} == {True, False}
+    assert {change.off for change in changes} == {True, False}
     assert any("forged-list" in chosen for seed in SEEDS for chosen in draw(seed).strategies)
 
 
