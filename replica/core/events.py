@@ -217,7 +217,7 @@ class Install:
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """Tell whoever sent a request that this replica does not take it, and why. Only this replica's word."""
+    """Tell a client that this replica does not take its request, and why. Only this replica's word."""
 
     source: Any
     code: str

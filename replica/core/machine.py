@@ -223,8 +223,9 @@ class ReplicaCore(Inspection):
         try:
             waiting = self._known.requests.add(envelope, self._known.now_ms)
         except QueueFullError as full:
-            self.refusals["request-queue-full"] += 1
-            self._effects.append(Refuse(event.source, "busy", str(full)))
+            self.refusals["relay-queue-full" if event.relayed else "request-queue-full"] += 1
+            if not event.relayed:  # whoever relays keeps the request, and tries again
+                self._effects.append(Refuse(event.source, "busy", str(full)))
             return
         if waiting is not None and self.primary != self.number and not event.relayed:
             self._relay(waiting)

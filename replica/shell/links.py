@@ -26,6 +26,7 @@ from replica.wire.messages import (
     Held,
     MembersShown,
     Message,
+    Notice,
     Part,
     Ping,
     Pong,
@@ -219,6 +220,9 @@ class PeerConnection(MessageProtocol):
             self.refused = f"refused: {message.text}"
             self._link.node.log.error("peer refuses this replica", peer=self._link.place.number, why=message.text)
             self.close()
+        elif isinstance(message, Notice):
+            # About one client's request: no reason to stop reading a log.
+            self.refusals["notice-from-peer"] += 1
         elif not isinstance(message, Pong):
             self.refuse("unexpected-message")
 

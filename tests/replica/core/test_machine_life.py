@@ -396,6 +396,15 @@ def test_a_full_queue_is_said_to_the_sender_only(monkeypatch: pytest.MonkeyPatch
     assert core.refusals["request-queue-full"] == 1
 
 
+def test_a_relay_that_finds_the_queue_full_is_counted_and_not_answered(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(requests_module, "REQUESTS_MAX", 1)
+    core = make_core(G, 0)
+    core.handle(RequestReceived(FakeClient(G, 100).open(), relayed=True))
+    effects = core.handle(RequestReceived(FakeClient(G, 101).open(), relayed=True, source="a backup"))
+    assert Refuse not in kinds(effects)
+    assert core.refusals["relay-queue-full"] == 1
+
+
 def test_an_expired_session_is_ordered_and_answered_alike_by_all():
     cluster = Cluster(G)
     client = FakeClient(G)
