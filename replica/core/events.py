@@ -34,7 +34,7 @@ class Appended:
 
 @dataclass(frozen=True, slots=True)
 class RequestReceived:
-    """An envelope arrived from a client, or relayed by a backup. `source` is returned in Refuse, and opaque here."""
+    """An envelope arrived from a client, or relayed by a backup. `source` is returned in answers, and opaque here."""
 
     envelope: Envelope
     relayed: bool
@@ -136,10 +136,11 @@ class Append:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send the client with this key a reply."""
+    """Send the client with this key a reply. source: of the request that asked for it once more; None: everywhere."""
 
     client: bytes
     reply: bytes
+    source: Any = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,7 @@ from replica.core.layout import LayoutError
 from replica.core.logstate import LogState
 from replica.core.patience import Patience
 from replica.core.pen import Pen
+from replica.core.replays import Replays
 from replica.core.requests import QueueFullError, Waiting
 from replica.core.rules import Reading, Violation, Wait, apply_entry, apply_opening, judge
 from replica.core.snapshot import MilestoneRule, Snapshot
@@ -122,6 +123,7 @@ class ReplicaCore(Inspection):
         self._catch_up = CatchUp(number, genesis, self._inboxes, self.executor)
         self._catch_up.needs_state = genesis.list_number > 0 and snapshot is None
         self.refusals = self._catch_up.refusals  # one count
+        self._replays = Replays(self.refusals)
         self._cut = AgreedCut(self._known.states, heads)
         rule = milestones or MilestoneRule()
         self._checkpoints = Checkpoints(genesis, rule, self._cut, self._known.own_digests, self.patience.cut_ms)
@@ -143,6 +145,7 @@ class ReplicaCore(Inspection):
         Events that arrived together are best handed in together: what they make this replica say is one group.
         """
         self._left = self.work_max
+        self._replays.begin()
         if self.has_more:
             self.has_more = False
             self._read_logs()
@@ -212,9 +215,12 @@ class ReplicaCore(Inspection):
 
     def _on_request(self, event: RequestReceived) -> None:
         envelope = event.envelope
-        known = self.executor.known_reply(envelope)
-        if known is not None:
-            self._effects.append(Send(envelope.client, known))
+        if self.executor.is_answered(envelope):
+            if event.relayed:
+                # Its client got the reply when it was executed, or asks here itself.
+                self.refusals["relay-answered"] += 1
+            else:
+                self._effects.extend(self._replays.give(self.executor, envelope, event.source))
             return
         if event.relayed and self._known.requests.was_executed(envelope, self._known.now_ms):
             # What has no effect leaves no trace in the client table, and would be ordered again and again while relays
@@ -459,14 +465,14 @@ class ReplicaCore(Inspection):
         an operator can revoke anybody's key. The primary answers such a request and never orders it, so nobody may lose
         patience over it.
         """
-        answers, requests = [], self._known.requests
+        answers: list[Send] = []
+        requests = self._known.requests
         clients = dict.fromkeys(envelope.client for envelope in batch.envelopes)
         everybody = self.executor.clients_changed
         for waiting in list(requests) if everybody else [one for client in clients for one in requests.of(client)]:
-            reply = self.executor.known_reply(waiting.envelope)
-            if reply is not None:
+            if self.executor.is_answered(waiting.envelope):
                 requests.drop(waiting)
-                answers.append(Send(waiting.envelope.client, reply))
+                answers += self._replays.give(self.executor, waiting.envelope)
         return answers
 
     # Saying

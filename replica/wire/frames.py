@@ -11,6 +11,9 @@ from replica.wire.messages import HANDSHAKE_FRAME_BYTES_MAX, Message, decode_mes
 WRITE_BUFFER_HIGH = 1024 * 1024
 # A peer that lets this much wait does not read; it is disconnected.
 WRITE_BUFFER_MAX = 32 * 1024 * 1024
+# What is handed to the transport at once. Under TLS it says how much waits only of what comes after the piece that the
+# socket did not take: a larger one would wait there uncounted.
+PIECE_BYTES = 64 * 1024
 # A connection that holds back or takes turns handles so many messages before others have their turn of the loop.
 TURN_MESSAGES_MAX = 64
 
@@ -80,6 +83,11 @@ class MessageProtocol(asyncio.Protocol):
             self._pause()
         else:
             self._go_on()
+
+    @property
+    def waiting_bytes(self) -> int:
+        """How much waits to be sent, what the socket and a piece hold not counted."""
+        return self._to_send_bytes + (0 if self.transport is None else self.transport.get_write_buffer_size())
 
     @property
     def is_open(self) -> bool:
@@ -186,7 +194,12 @@ class MessageProtocol(asyncio.Protocol):
         if not self._to_send or self.transport is None:
             self._drop_to_send()
             return
-        self.transport.writelines(self._to_send)
+        if self._to_send_bytes <= PIECE_BYTES:
+            self.transport.writelines(self._to_send)
+        else:
+            data = memoryview(b"".join(self._to_send))
+            for start in range(0, len(data), PIECE_BYTES):
+                self.transport.write(data[start : start + PIECE_BYTES])
         self._drop_to_send()
         if self.transport.get_write_buffer_size() > WRITE_BUFFER_MAX:
             self.refuse("does-not-read")

@@ -1,12 +1,17 @@
 """One client key that asks for too much: links between correct replicas stand, and others have their turn."""
 
+import asyncio
+import contextlib
+
 import pytest
 
 from replica.apps import kv
 from replica.cluster.keys import ClientKey
 from replica.core import requests as requests_module
 from replica.core.envelope import Operations, SessionId, encode_operations
-from replica.wire.messages import Notice, Request, Welcome
+from replica.core.events import Send
+from replica.shell import replies
+from replica.wire.messages import Notice, Ping, Pong, Reply, Request, Welcome
 from tests.support.nodes import Nodes
 from tests.support.waiting import on_loop, until
 from tests.support.wire import Wire
@@ -60,3 +65,92 @@ async def test_a_link_bears_a_notice(tmp_path):
         assert not any(cluster.nodes[i].refusals["unexpected-message"] for i in (1, 2))
         async with cluster.client() as client:
             await client.put("k", "v")
+
+
+@contextlib.asynccontextmanager
+async def unread(cluster, key, count):
+    """Hold so many connections of a key to replica 0, none of which is read."""
+    async with contextlib.AsyncExitStack() as stack:
+        wires = [await stack.enter_async_context(Wire(cluster, 0)) for _ in range(count)]
+        for wire in wires:
+            assert isinstance(await wire.hello(key), Welcome)
+            wire.writer.transport.pause_reading()
+        yield wires
+
+
+async def executed(cluster, key):
+    """Have large results kept; return the envelope that asked for them."""
+    async with cluster.client(key=key) as client:
+        await client.put("k", bytes(900_000))
+        session, first = client.driver.core.session, client.driver.core._next
+    envelope = signed(cluster, key, session, first, *[kv.get(b"k")] * 5, acknowledged=first)
+    async with Wire(cluster, 0) as wire:
+        assert isinstance(await wire.hello(key), Welcome)
+        wire.send(Request(envelope))
+        assert len((await wire.receive(Reply)).reply) > 4_500_000
+    return envelope
+
+
+@on_loop
+async def test_a_replay_is_answered_where_it_was_asked_only(tmp_path):
+    async with Nodes(tmp_path / "c") as cluster:
+        cluster.start()
+        await cluster.wait_ready()
+        key = cluster.key()
+        envelope = await executed(cluster, key)
+        async with Wire(cluster, 0) as asking, Wire(cluster, 0) as other:
+            for wire in (asking, other):
+                assert isinstance(await wire.hello(key), Welcome)
+            asking.send(Request(envelope))
+            await asking.receive(Reply)
+            other.send(Ping(7))
+            assert await other.receive() == Pong(7), "nothing came before that"
+
+
+@on_loop
+async def test_replies_that_wait_for_one_key_are_bounded(tmp_path):
+    async with Nodes(tmp_path / "c") as cluster:
+        cluster.start()
+        await cluster.wait_ready()
+        node, key = cluster.nodes[0], cluster.key()
+        envelope = await executed(cluster, key)
+        async with unread(cluster, key, 12) as wires:
+
+            def no_room():
+                for wire in wires:
+                    wire.send(Request(envelope))
+                return node.refusals["reply-not-read"] >= 12
+
+            await until(no_room, "replies for which there is no room")
+            connections = node.server.clients[key.public_key]
+            assert sum(connection.waiting_bytes for connection in connections) < replies.CLIENT_BYTES_MAX + 12 * 70_000
+
+
+@on_loop
+async def test_whoever_reads_least_makes_room_when_too_much_waits_in_all(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(replies, "ALL_BYTES_MAX", 3_000_000)
+    async with Nodes(tmp_path / "c") as cluster:
+        cluster.start()
+        await cluster.wait_ready()
+        node, keys = cluster.nodes[0], [ClientKey.generate() for _ in range(3)]
+        async with contextlib.AsyncExitStack() as stack:
+            for key in keys:
+                await stack.enter_async_context(unread(cluster, key, 1))
+            connections = [node.server.clients[key.public_key][0] for key in keys]
+            # More than a socket holds, and all waits: nothing is sent before the next turn of the loop.
+            for key, size in zip(keys, (800_000, 1_500_000, 900_000), strict=True):
+                node._effects[Send](Send(key.public_key, bytes(size)))
+            assert [connection.is_open for connection in connections] == [True, False, True]
+            assert node.refusals["does-not-read"] == 1
+
+
+@on_loop
+async def test_what_waits_under_tls_is_known(tmp_path):
+    async with Nodes(tmp_path / "c") as cluster:
+        cluster.start(0)
+        async with unread(cluster, cluster.key(), 1):
+            (connection,) = cluster.nodes[0].server.clients[cluster.key().public_key]
+            connection.send_frame(bytes(16_000_000))
+            await asyncio.sleep(0)
+            assert connection.waiting_bytes > 4_000_000
+            assert not connection.writable
