@@ -67,7 +67,7 @@ from replica.core.layout import LayoutError
 from replica.core.logstate import LogState
 from replica.core.patience import Patience
 from replica.core.pen import Pen
-from replica.core.replays import Replays
+from replica.core.replays import Replays, answered_by
 from replica.core.requests import QueueFullError, Waiting
 from replica.core.rules import Reading, Violation, Wait, apply_entry, apply_opening, judge
 from replica.core.snapshot import MilestoneRule, Snapshot
@@ -466,13 +466,9 @@ class ReplicaCore(Inspection):
         patience over it.
         """
         answers: list[Send] = []
-        requests = self._known.requests
-        clients = dict.fromkeys(envelope.client for envelope in batch.envelopes)
-        everybody = self.executor.clients_changed
-        for waiting in list(requests) if everybody else [one for client in clients for one in requests.of(client)]:
-            if self.executor.is_answered(waiting.envelope):
-                requests.drop(waiting)
-                answers += self._replays.give(self.executor, waiting.envelope)
+        for waiting in answered_by(batch, self._known.requests, self.executor):
+            self._known.requests.drop(waiting)
+            answers += self._replays.give(self.executor, waiting.envelope)
         return answers
 
     # Saying

@@ -1,4 +1,4 @@
-"""Replies that are given once more, to what was executed before: bounded in each call of the core.
+"""What is answered without being executed: which requests that is, and how many replies are given once more.
 
 An envelope of some hundred bytes can ask again for all the results that a session keeps, which is megabytes, as often
 as its client likes. So each reply is given once in a call, and together they may take some bytes; what is beyond is
@@ -8,10 +8,12 @@ counted and not given. Its client asks again, and the result is kept.
 from collections import Counter
 from typing import Any, Final
 
+from replica.core.batch import Batch
 from replica.core.envelope import Envelope, Operations
 from replica.core.events import Send
 from replica.core.execution import Executor
 from replica.core.genesis import MIB
+from replica.core.requests import RequestQueue, Waiting
 
 # What a call gives before it refuses the rest; the largest reply always fits, and the last one given may exceed it.
 REPLAY_BYTES_MAX: Final = 8 * MIB
@@ -40,6 +42,37 @@ class Replays:
         self._given.add((what, source))
         self._left -= len(reply)
         return [Send(envelope.client, reply, source)]
+
+
+def answered_by(batch: Batch, requests: RequestQueue, executor: Executor) -> list[Waiting]:
+    """Return what waits and has nothing left to be executed since this batch was.
+
+    Thousands of envelopes may wait that ask for a thousand operations each, and every batch may answer one more. So
+    only what it can have touched is looked at, from the first operation on that had no answer before.
+    """
+    if executor.clients_changed:
+        return [waiting for waiting in requests if executor.is_answered(waiting.envelope)]
+    touched = {_scope(envelope) for envelope in batch.envelopes}
+    clients = dict.fromkeys(envelope.client for envelope in batch.envelopes)
+    answered = []
+    for waiting in (one for client in clients for one in requests.of(client)):
+        envelope, content = waiting.envelope, waiting.envelope.content
+        if _scope(envelope) not in touched:
+            continue
+        if isinstance(content, Operations):
+            waiting.answered = executor.answered(envelope.client, content, waiting.answered)
+            is_answered = waiting.answered == len(content.operations)
+        else:
+            is_answered = executor.is_answered(envelope)
+        if is_answered:
+            answered.append(waiting)
+    return answered
+
+
+def _scope(envelope: Envelope) -> object:
+    """Return what two envelopes have in common of which one can answer the other."""
+    content = envelope.content
+    return envelope.client, content.session if isinstance(content, Operations) else type(content)
 
 
 def _numbers(envelope: Envelope) -> object:
