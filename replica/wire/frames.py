@@ -45,12 +45,17 @@ class MessageProtocol(asyncio.Protocol):
         self._to_send_bytes = 0
         self._paused = False
         self._held = False
+        self._in_line = False
 
     # To be implemented by subclasses.
 
     def message_received(self, message: Message) -> None:
         """Handle one message. A LayoutError raised here closes the connection and is counted."""
         raise NotImplementedError
+
+    def has_turn(self) -> bool:
+        """Say whether to handle the next message now; if not, nothing is read until `take_turn` is called."""
+        return True
 
     def opened(self) -> None:
         """Act on the connection being established."""
@@ -83,6 +88,11 @@ class MessageProtocol(asyncio.Protocol):
             self._pause()
         else:
             self._go_on()
+
+    def take_turn(self) -> None:
+        """Read on after `has_turn` denied it."""
+        self._in_line = False
+        self._go_on()
 
     @property
     def waiting_bytes(self) -> int:
@@ -159,6 +169,10 @@ class MessageProtocol(asyncio.Protocol):
             end = position + U32.size + size
             if len(received) < end:
                 break
+            if not self.has_turn():
+                self._in_line = True
+                self._pause()
+                break
             body = bytes(memoryview(received)[position + U32.size : end])
             position = end
             handled += 1
@@ -180,7 +194,9 @@ class MessageProtocol(asyncio.Protocol):
 
     def _go_on(self) -> None:
         """Read on after a pause, unless answers wait still: then what is sent calls again."""
-        if not self._paused or self._held or self.transport is None or not self.is_open or self._answers_wait():
+        if not self._paused or self._held or self._in_line or self.transport is None:
+            return
+        if not self.is_open or self._answers_wait():
             return
         self._paused = False
         self.transport.resume_reading()

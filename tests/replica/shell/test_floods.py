@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 
 import pytest
 
@@ -11,7 +12,8 @@ from replica.core import requests as requests_module
 from replica.core.envelope import Operations, SessionId, encode_operations
 from replica.core.events import Send
 from replica.shell import replies
-from replica.wire.messages import Notice, Ping, Pong, Reply, Request, Welcome
+from replica.shell.turns import TURN_S
+from replica.wire.messages import Notice, Ping, Pong, Reply, Request, StaleRead, Welcome
 from tests.support.nodes import Nodes
 from tests.support.waiting import on_loop, until
 from tests.support.wire import Wire
@@ -154,3 +156,63 @@ async def test_what_waits_under_tls_is_known(tmp_path):
             await asyncio.sleep(0)
             assert connection.waiting_bytes > 4_000_000
             assert not connection.writable
+
+
+@on_loop
+async def test_questions_on_many_connections_of_one_key_leave_others_their_turn(tmp_path, monkeypatch):
+    async with Nodes(tmp_path / "c") as cluster:
+        cluster.start()
+        await cluster.wait_ready()
+        node, keys = cluster.nodes[0], [ClientKey.generate() for _ in range(2)]
+        asked, peek = [], node.core.executor.peek
+
+        def slowly(operation, client):
+            begun = time.perf_counter()
+            while time.perf_counter() - begun < 2 * TURN_S:
+                pass
+            asked.append(client)
+            return peek(operation, client)
+
+        monkeypatch.setattr(node.core.executor, "peek", slowly)
+        question = StaleRead(1, kv.get(b"k"))
+        async with contextlib.AsyncExitStack() as stack:
+            flood = [await stack.enter_async_context(Wire(cluster, 0)) for _ in range(30)]
+            quiet = await stack.enter_async_context(Wire(cluster, 0))
+            for wire in (*flood, quiet):
+                assert isinstance(await wire.hello(keys[wire is quiet]), Welcome)
+            for wire in flood:
+                wire.send(*[question] * 20)
+            await until(lambda: len(asked) >= 30, "the flood's first questions")
+            before = len(asked)
+            for _ in range(5):
+                quiet.send(question)
+                await quiet.receive()
+            assert asked.count(keys[1].public_key) == 5
+            # With a turn for each connection it would be 30 of the flood's for each of these.
+            assert len(asked) - before < 50
+
+
+@on_loop
+async def test_what_needs_no_order_needs_no_signature(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(requests_module, "REQUESTS_PER_CLIENT_MAX", 2)
+    async with Nodes(tmp_path / "c") as cluster:
+        cluster.start()
+        await cluster.wait_ready()
+        node, key = cluster.nodes[0], cluster.key()
+        envelope = await executed(cluster, key)
+        verified = []
+        monkeypatch.setattr(node, "verify_envelope", lambda one: verified.append(one) or True)
+        for link in node.links.values():
+            link.hold_back(pause=True)
+        async with Wire(cluster, 0) as wire:
+            assert isinstance(await wire.hello(key), Welcome)
+            wire.send(Request(envelope[:-1] + bytes([envelope[-1] ^ 1])))
+            assert len((await wire.receive(Reply)).reply) > 4_500_000, "answered before"
+            assert not verified
+            waits = [signed(cluster, key, SessionId(1, 7), 1 + number, kv.get(b"k")) for number in range(3)]
+            wire.send(*map(Request, waits[:2]))
+            await until(lambda: node.core.requests_waiting == 2, "two that wait")
+            wire.send(*map(Request, waits))
+            assert (await wire.receive(Notice)).code == "busy"
+            assert [one.raw for one in verified] == waits[:2]
+            assert (node.refusals["request-queue-full"], node.core.refusals["request-queue-full"]) == (1, 0)
