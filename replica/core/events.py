@@ -121,8 +121,16 @@ class ResultAsked:
     source: Any = None
 
 
+@dataclass(frozen=True, slots=True)
+class NotSent:
+    """A Relay was not carried out: the way to that replica is closed or full."""
+
+    to: int
+    envelope: Envelope
+
+
 Answer = Recovered | PeerHolds | CheckpointOffered | PartReceived | HeadsReceived | KnownBroken
-Event = GroupReceived | Appended | RequestReceived | ResultAsked | Tick | Answer
+Event = GroupReceived | Appended | RequestReceived | ResultAsked | Tick | NotSent | Answer
 
 # Effects
 

@@ -43,11 +43,11 @@ from replica.core.events import (
     KnownBroken,
     Lied,
     ListEnded,
+    NotSent,
     PeerHolds,
     Persist,
     Recovered,
     Refuse,
-    Relay,
     RequestReceived,
     ResultAsked,
     Send,
@@ -67,15 +67,14 @@ from replica.core.layout import LayoutError
 from replica.core.logstate import LogState
 from replica.core.patience import Patience
 from replica.core.pen import Pen
+from replica.core.relays import Relays
 from replica.core.replays import Replays, answered_by
-from replica.core.requests import QueueFullError, Waiting
+from replica.core.requests import QueueFullError
 from replica.core.rules import Reading, Violation, Wait, apply_entry, apply_opening, judge
 from replica.core.snapshot import MilestoneRule, Snapshot
 
 # No limit on what is read and executed in one call, unless the shell sets one.
 UNLIMITED = 1 << 62
-# A request is handed to the primary again when it is not executed for a while, each time for twice as long.
-RELAY_PAUSE_MS_MAX = 10_000
 
 
 class ReplicaCore(Inspection):
@@ -118,6 +117,7 @@ class ReplicaCore(Inspection):
             heads = list(snapshot.header.heads)
         ends = [state.position for state in self._known.states]
         self._inboxes = [Inbox(head, received=end, seen=end) for head, end in zip(heads, ends, strict=True)]
+        self._relays = Relays(self._known.requests)
         self._pen = Pen(number, self._known, self.patience)
         self._known.ends = self.executor.membership.last_slot_of(self.genesis.list_number)
         self._catch_up = CatchUp(number, genesis, self._inboxes, self.executor)
@@ -160,6 +160,9 @@ class ReplicaCore(Inspection):
                 self._on_request(event)
             elif isinstance(event, Tick):
                 self._on_tick(event)
+            elif isinstance(event, NotSent):
+                if event.to == self.primary:
+                    self._relays.not_sent(event.envelope)
             elif isinstance(event, ResultAsked):
                 asked = self._known.results.ask(event, self._pen.state, self.executed, live=self._live)
                 self._effects.extend(asked)
@@ -234,7 +237,7 @@ class ReplicaCore(Inspection):
                 self._effects.append(Refuse(event.source, "busy", str(full)))
             return
         if waiting is not None and self.primary != self.number and not event.relayed:
-            self._relay(waiting)
+            self._effects.extend(self._relays.arrived(waiting, self.primary, self._known.now_ms))
 
     def _on_tick(self, event: Tick) -> None:
         self._known.now_ms = event.now_ms
@@ -242,16 +245,7 @@ class ReplicaCore(Inspection):
         self._effects.extend(self._catch_up.due(event.now_ms, self.exposed))
         if self.primary == self.number or self.primary in self.exposed:
             return
-        for waiting in self._known.requests:
-            if self._known.now_ms >= waiting.relay_at_ms:
-                self._relay(waiting)
-
-    def _relay(self, waiting: Waiting) -> None:
-        """Hand a request to the primary, and plan when to do so again."""
-        waiting.relay_at_ms = self._known.now_ms + waiting.relay_pause_ms
-        waiting.relayed_ms = self._known.now_ms if waiting.relayed_ms is None else waiting.relayed_ms
-        waiting.relay_pause_ms = min(2 * waiting.relay_pause_ms, RELAY_PAUSE_MS_MAX)
-        self._effects.append(Relay(self.primary, waiting.envelope))
+        self._effects.extend(self._relays.due(self.primary, self._known.now_ms))
 
     def _on_answer(self, event: Answer) -> None:
         catch_up, now_ms = self._catch_up, self._known.now_ms

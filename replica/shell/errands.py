@@ -4,7 +4,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from replica.core.events import AskCheckpoint, AskPart, Fetch, GroupReceived, Refuse, Relay, Send
+from replica.core.events import AskCheckpoint, AskPart, Fetch, GroupReceived, NotSent, Refuse, Relay, Send
 from replica.core.layout import LayoutError
 from replica.shell.replies import Replies
 from replica.shell.server import ServerConnection
@@ -33,7 +33,9 @@ class Errands:
         }
 
     def _relay(self, effect: Relay) -> None:
-        self._node.links[effect.to].send(Request(effect.envelope.raw))
+        if not self._node.links[effect.to].send(Request(effect.envelope.raw)):
+            self._node.refusals["relay-not-sent"] += 1
+            self._node.post(NotSent(effect.to, effect.envelope))
 
     def _fetch(self, effect: Fetch) -> None:
         node = self._node

@@ -13,7 +13,7 @@ from replica.cluster.clusterfile import ReplicaPlace
 from replica.cluster.home import ReplicaHome
 from replica.shell.appraisal import Examination
 from replica.wire.dial import dial, resolve
-from replica.wire.frames import MessageProtocol
+from replica.wire.frames import WRITE_BUFFER_HIGH, MessageProtocol
 from replica.wire.messages import (
     FRAME_BYTES_MAX,
     WIRE_VERSION,
@@ -114,10 +114,13 @@ class Link:
             self.connection.abort()
 
     def send(self, message: Message) -> bool:
-        """Send if the link is up; say whether it was."""
-        if not self.is_up or self.connection is None or not self.connection.writable:
+        """Send if the link is up and takes more; say whether it was sent."""
+        connection = self.connection
+        if not self.is_up or connection is None or not connection.writable:
             return False
-        self.connection.send(message)
+        if connection.waiting_bytes > WRITE_BUFFER_HIGH:
+            return False
+        connection.send(message)
         return True
 
     def hold_back(self, *, pause: bool) -> None:

@@ -13,6 +13,7 @@ from replica.core.envelope import Operations, SessionId, encode_operations
 from replica.core.events import Send
 from replica.shell import replies
 from replica.shell.turns import TURN_S
+from replica.wire.frames import WRITE_BUFFER_HIGH
 from replica.wire.messages import Notice, Ping, Pong, Reply, Request, StaleRead, Welcome
 from tests.support.nodes import Nodes
 from tests.support.waiting import on_loop, until
@@ -216,3 +217,36 @@ async def test_what_needs_no_order_needs_no_signature(tmp_path, monkeypatch: pyt
             assert (await wire.receive(Notice)).code == "busy"
             assert [one.raw for one in verified] == waits[:2]
             assert (node.refusals["request-queue-full"], node.core.refusals["request-queue-full"]) == (1, 0)
+
+
+@on_loop
+async def test_what_the_way_to_the_primary_does_not_take_is_handed_over_when_it_does(tmp_path, monkeypatch):
+    async with Nodes(tmp_path / "c") as cluster:
+        cluster.start()
+        await cluster.wait_ready()
+        node, key = cluster.nodes[1], cluster.key()
+        link = node.links[0].connection
+        async with cluster.client(key=key) as client:
+            await client.put("k", "v")
+            session, first = client.driver.core.session, client.driver.core._next
+        async with Wire(cluster, 1) as wire:
+            assert isinstance(await wire.hello(key), Welcome)
+            link.pause_writing()
+            wire.send(Request(signed(cluster, key, session, first, kv.get(b"k"), acknowledged=first)))
+            await until(lambda: node.refusals["relay-not-sent"] >= 3, "some ticks that found it full")
+            (waiting,) = node.core._known.requests
+            assert waiting.relayed_ms is None
+            link.resume_writing()
+            await wire.receive(Reply)
+
+
+@on_loop
+async def test_a_link_takes_only_so_much_in_one_turn_of_the_loop(tmp_path):
+    async with Nodes(tmp_path / "c") as cluster:
+        cluster.start()
+        await cluster.wait_ready()
+        link, size = cluster.nodes[1].links[0], 100_000
+        taken = 0
+        while taken < 100 and link.send(Request(bytes(size))):
+            taken += 1
+        assert WRITE_BUFFER_HIGH <= taken * size <= WRITE_BUFFER_HIGH + 2 * size
