@@ -302,6 +302,11 @@ class Clients:
         listing = self._listings.get(client)
         return self.mode is Mode.OPEN if listing is None else not listing.is_revoked
 
+    @property
+    def is_public(self) -> bool:
+        """Say whether operators let everybody read everything: nobody has to be listed, or has permissions."""
+        return self.mode is Mode.OPEN and not self._prefixes
+
     def is_restricted(self, client: bytes) -> bool:
         """Say whether this key may do only what its permissions say."""
         return client in self._prefixes

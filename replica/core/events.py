@@ -34,7 +34,7 @@ class Appended:
 
 @dataclass(frozen=True, slots=True)
 class RequestReceived:
-    """An envelope arrived from a client, or relayed by a backup. `source` is returned in Refuse, and opaque here."""
+    """An envelope arrived from a client, or relayed by a backup. `source` is returned in answers, and opaque here."""
 
     envelope: Envelope
     relayed: bool
@@ -121,8 +121,16 @@ class ResultAsked:
     source: Any = None
 
 
+@dataclass(frozen=True, slots=True)
+class NotSent:
+    """A Relay was not carried out: the way to that replica is closed or full."""
+
+    to: int
+    envelope: Envelope
+
+
 Answer = Recovered | PeerHolds | CheckpointOffered | PartReceived | HeadsReceived | KnownBroken
-Event = GroupReceived | Appended | RequestReceived | ResultAsked | Tick | Answer
+Event = GroupReceived | Appended | RequestReceived | ResultAsked | Tick | NotSent | Answer
 
 # Effects
 
@@ -136,10 +144,11 @@ class Append:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send the client with this key a reply."""
+    """Send the client with this key a reply. source: of the request that asked for it once more; None: everywhere."""
 
     client: bytes
     reply: bytes
+    source: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +226,7 @@ class Install:
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """Tell whoever sent a request that this replica does not take it, and why. Only this replica's word."""
+    """Tell a client that this replica does not take its request, and why. Only this replica's word."""
 
     source: Any
     code: str

@@ -159,14 +159,31 @@ class Executor:
         if isinstance(content, Administer):
             known_change = self._about(content.command).known(content)
             return None if known_change is None else encode_administer_reply(known_change)
+        if self.answered(envelope.client, content) < len(content.operations):
+            return None
         session = self.table.find(content.session, envelope.client)
+        known = (answer(session, content.first + i, self.slot) for i in range(len(content.operations)))
+        return encode_operations_reply(content.session, content.first, [one for one in known if one is not None])
+
+    def is_answered(self, envelope: Envelope) -> bool:
+        """Say whether an envelope has nothing left to be executed, without making the reply."""
+        content = envelope.content
+        if isinstance(content, Operations) and self.clients.is_allowed(envelope.client):
+            return self.answered(envelope.client, content) == len(content.operations)
+        return self.known_reply(envelope) is not None
+
+    def answered(self, client: bytes, content: Operations, known: int = 0) -> int:
+        """Return how many of these operations, from the first one on, have an answer; that so many have is known.
+
+        As long as their session lasts, what has an answer keeps one.
+        """
+        session = self.table.find(content.session, client)
         if session is None:
-            return None
-        known = [answer(session, content.first + i, self.slot) for i in range(len(content.operations))]
-        results = [result for result in known if result is not None]
-        if len(results) < len(known):
-            return None
-        return encode_operations_reply(content.session, content.first, results)
+            return 0
+        for number in range(known, len(content.operations)):
+            if answer(session, content.first + number, self.slot) is None:
+                return number
+        return len(content.operations)
 
     def quota_of(self, envelope: Envelope) -> Quota:
         """Return the quota that an envelope of a client counts for; an operator's commands count for none."""

@@ -1,7 +1,9 @@
 """What a shell may look at of a core: nothing here changes anything."""
 
+from replica.core import requests
 from replica.core.catchup import CatchUp
 from replica.core.cut import AgreedCut
+from replica.core.envelope import Envelope
 from replica.core.execution import Executor
 from replica.core.genesis import Genesis
 from replica.core.inbox import Inbox
@@ -103,6 +105,14 @@ class Inspection:
     def requests_waiting(self) -> int:
         """Return how many requests wait here to be executed."""
         return len(self._known.requests)
+
+    def has_request(self, envelope: Envelope) -> bool:
+        """Say whether this very envelope waits here to be executed."""
+        return self._known.requests.find(envelope) is not None
+
+    def has_room_for(self, client: bytes) -> bool:
+        """Say whether this client may have another request waiting, as far as their number goes."""
+        return len(self._known.requests.of(client)) < requests.REQUESTS_PER_CLIENT_MAX
 
     def waiting_for(self, log: int) -> str | None:
         """Return what the next entry of `log` waits for, in words, or None."""

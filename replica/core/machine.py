@@ -44,11 +44,11 @@ from replica.core.events import (
     KnownBroken,
     Lied,
     ListEnded,
+    NotSent,
     PeerHolds,
     Persist,
     Recovered,
     Refuse,
-    Relay,
     RequestReceived,
     ResultAsked,
     Send,
@@ -69,14 +69,14 @@ from replica.core.logstate import LogState
 from replica.core.patience import Patience
 from replica.core.pen import Pen
 from replica.core.quotas import NO_QUOTA
-from replica.core.requests import QueueFullError, Waiting
+from replica.core.relays import Relays
+from replica.core.replays import Replays, answered_by
+from replica.core.requests import QueueFullError
 from replica.core.rules import Reading, Violation, Wait, apply_entry, apply_opening, judge
 from replica.core.snapshot import MilestoneRule, Snapshot
 
 # No limit on what is read and executed in one call, unless the shell sets one.
 UNLIMITED = 1 << 62
-# A request is handed to the primary again when it is not executed for a while, each time for twice as long.
-RELAY_PAUSE_MS_MAX = 10_000
 
 
 class ReplicaCore(Inspection):
@@ -119,11 +119,13 @@ class ReplicaCore(Inspection):
             heads = heads if is_founding(snapshot.header, genesis) else list(snapshot.header.heads)
         ends = [state.position for state in self._known.states]
         self._inboxes = [Inbox(head, received=end, seen=end) for head, end in zip(heads, ends, strict=True)]
+        self._relays = Relays(self._known.requests)
         self._pen = Pen(number, self._known, self.patience)
         self._known.ends = self.executor.membership.last_slot_of(self.genesis.list_number)
         self._catch_up = CatchUp(number, genesis, self._inboxes, self.executor)
         self._catch_up.needs_state = genesis.needs_state and snapshot is None
         self.refusals = self._catch_up.refusals  # one count
+        self._replays = Replays(self.refusals)
         self._cut = AgreedCut(self._known.states, heads)
         rule = milestones or MilestoneRule()
         self._checkpoints = Checkpoints(genesis, rule, self._cut, self._known.own_digests, self.patience.cut_ms)
@@ -146,6 +148,7 @@ class ReplicaCore(Inspection):
         Events that arrived together are best handed in together: what they make this replica say is one group.
         """
         self._left = self.work_max
+        self._replays.begin()
         if self.has_more:
             self.has_more = False
             self._read_logs()
@@ -160,6 +163,9 @@ class ReplicaCore(Inspection):
                 self._on_request(event)
             elif isinstance(event, Tick):
                 self._on_tick(event)
+            elif isinstance(event, NotSent):
+                if event.to == self.primary:
+                    self._relays.not_sent(event.envelope)
             elif isinstance(event, ResultAsked):
                 asked = self._known.results.ask(event, self._pen.state, self.executed, live=self._live)
                 self._effects.extend(asked)
@@ -215,9 +221,12 @@ class ReplicaCore(Inspection):
 
     def _on_request(self, event: RequestReceived) -> None:
         envelope = event.envelope
-        known = self.executor.known_reply(envelope)
-        if known is not None:
-            self._effects.append(Send(envelope.client, known))
+        if self.executor.is_answered(envelope):
+            if event.relayed:
+                # Its client got the reply when it was executed, or asks here itself.
+                self.refusals["relay-answered"] += 1
+            else:
+                self._effects.extend(self._replays.give(self.executor, envelope, event.source))
             return
         if event.relayed and self._known.requests.was_executed(envelope, self._known.now_ms):
             # What has no effect leaves no trace in the client table, and would be ordered again and again while relays
@@ -227,11 +236,12 @@ class ReplicaCore(Inspection):
         try:
             waiting = self._known.requests.add(envelope, self._known.now_ms, quota)
         except QueueFullError as full:
-            self.refusals[full.reason] += 1
-            self._effects.append(Refuse(event.source, "busy", str(full)))
+            self.refusals["relay-queue-full" if event.relayed else full.reason] += 1
+            if not event.relayed:  # whoever relays keeps the request, and tries again
+                self._effects.append(Refuse(event.source, "busy", str(full)))
             return
         if waiting is not None and self.primary != self.number and not event.relayed:
-            self._relay(waiting)
+            self._effects.extend(self._relays.arrived(waiting, self.primary, self._known.now_ms))
 
     def _on_tick(self, event: Tick) -> None:
         self._known.now_ms = event.now_ms
@@ -239,16 +249,7 @@ class ReplicaCore(Inspection):
         self._effects.extend(self._catch_up.due(event.now_ms, self.exposed))
         if self.primary == self.number or self.primary in self.exposed:
             return
-        for waiting in self._known.requests:
-            if self._known.now_ms >= waiting.relay_at_ms:
-                self._relay(waiting)
-
-    def _relay(self, waiting: Waiting) -> None:
-        """Hand a request to the primary, and plan when to do so again."""
-        waiting.relay_at_ms = self._known.now_ms + waiting.relay_pause_ms
-        waiting.relayed_ms = self._known.now_ms if waiting.relayed_ms is None else waiting.relayed_ms
-        waiting.relay_pause_ms = min(2 * waiting.relay_pause_ms, RELAY_PAUSE_MS_MAX)
-        self._effects.append(Relay(self.primary, waiting.envelope))
+        self._effects.extend(self._relays.due(self.primary, self._known.now_ms))
 
     def _on_answer(self, event: Answer) -> None:
         catch_up, now_ms = self._catch_up, self._known.now_ms
@@ -464,14 +465,10 @@ class ReplicaCore(Inspection):
         an operator can revoke anybody's key. The primary answers such a request and never orders it, so nobody may lose
         patience over it.
         """
-        answers, requests = [], self._known.requests
-        clients = dict.fromkeys(envelope.client for envelope in batch.envelopes)
-        everybody = self.executor.clients_changed
-        for waiting in list(requests) if everybody else [one for client in clients for one in requests.of(client)]:
-            reply = self.executor.known_reply(waiting.envelope)
-            if reply is not None:
-                requests.drop(waiting)
-                answers.append(Send(waiting.envelope.client, reply))
+        answers: list[Send] = []
+        for waiting in answered_by(batch, self._known.requests, self.executor):
+            self._known.requests.drop(waiting)
+            answers += self._replays.give(self.executor, waiting.envelope)
         return answers
 
     # Saying

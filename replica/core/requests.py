@@ -45,6 +45,8 @@ class Waiting:
 
     In the present view: relayed_ms: when it was handed to the primary first. overtaken: batches of which that is said
     (`replica.core.expectation`). work_before: the queue's `work` when the view began, or when this came later.
+
+    answered: its first operations of which it is known that they need no execution any more.
     """
 
     envelope: Envelope
@@ -57,6 +59,7 @@ class Waiting:
     overtaken: int = 0
     proposed: bool = False
     charged: bool = False  # its operations were taken out of its client's bucket
+    answered: int = 0
 
 
 @dataclass(slots=True)

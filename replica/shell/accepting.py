@@ -16,6 +16,7 @@ from typing import Any, Protocol, cast
 from replica.cluster.clusterfile import ClusterFile
 from replica.core.envelope import Envelope, decode_envelope
 from replica.core.layout import LayoutError
+from replica.shell.turns import Turns
 from replica.shell.verify import verify_by_client
 from replica.wire.frames import MessageProtocol
 from replica.wire.handshake import connect_statement
@@ -84,6 +85,7 @@ class Server:
         self.refusals: Counter[str] = node.refusals
         self.clients: dict[bytes, list[AcceptedConnection]] = {}
         self.client_count = 0
+        self.turns = Turns()
         self._tls = tls
         self._new_connection = accept
         self._strangers: dict[socket.socket, float] = {}
@@ -283,11 +285,22 @@ class AcceptedConnection(MessageProtocol):
         if not self.known.done():
             self.known.set_result(None)
 
+    def has_turn(self) -> bool:
+        """See MessageProtocol: clients take turns by their keys."""
+        return self.client is None or self._server.turns.has_turn(self.client, self)
+
     def message_received(self, message: Message) -> None:
         """Handle a message according to who sent it."""
         if self.role is None:
             self._on_hello(message)
-        elif isinstance(message, Ping):
+        elif self.client is not None:
+            with self._server.turns.charged(self.client):
+                self._introduced(message)
+        else:
+            self._introduced(message)
+
+    def _introduced(self, message: Message) -> None:
+        if isinstance(message, Ping):
             self.send(Pong(message.number))
         else:
             self.introduced(message)
@@ -346,8 +359,12 @@ class AcceptedConnection(MessageProtocol):
         self.send(Refused(code, text))
         self.close()
 
+    def needs_no_order(self, envelope: Envelope) -> bool:  # noqa: ARG002 - part of the interface
+        """Deal with a request of this connection's client without its signature, if that can be; say whether it was."""
+        return False
+
     def _decode_request(self, message: Request, verify: Callable[[Envelope], bool]) -> Envelope | None:
-        """Return the envelope of a request, or None if it was refused; verify: whether its client signed one."""
+        """Return the envelope of a request, or None if it is dealt with; verify: whether its client signed one."""
         try:
             envelope = decode_envelope(message.envelope, self._challenge.cluster_id, self._limits)
         except LayoutError as error:
@@ -355,6 +372,8 @@ class AcceptedConnection(MessageProtocol):
             return None
         if self.client is not None and envelope.client != self.client:
             self._refuse_request("foreign-envelope", "the envelope is another key's than this connection's")
+        elif self.client is not None and self.needs_no_order(envelope):
+            pass
         elif not verify(envelope):
             self._refuse_request("bad-envelope-signature", "the envelope's signature is not its client's")
         else:

@@ -4,13 +4,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from replica.core.events import AskCheckpoint, AskPart, Fetch, GroupReceived, Refuse, Relay, Send
+from replica.core.events import AskCheckpoint, AskPart, Fetch, GroupReceived, NotSent, Refuse, Relay, Send
 from replica.core.layout import LayoutError
+from replica.shell.replies import Replies
 from replica.shell.server import ServerConnection
 from replica.wire.messages import AskCheckpoint as AskCheckpointMessage
 from replica.wire.messages import AskPart as AskPartMessage
 from replica.wire.messages import Fetch as FetchMessage
-from replica.wire.messages import Notice, Reply, Request, encode_frame
+from replica.wire.messages import Notice, Request
 from trustlog import VerificationError
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ class Errands:
     def __init__(self, node: "Node") -> None:
         self._node = node
         self.effects: dict[type, Callable[[Any], None]] = {
-            Send: self._send_reply,
+            Send: Replies(node).send,
             Relay: self._relay,
             Fetch: self._fetch,
             AskCheckpoint: self._ask_checkpoint,
@@ -31,28 +32,10 @@ class Errands:
             Refuse: self._refuse,
         }
 
-    def _send_reply(self, effect: Send) -> None:
-        node = self._node
-        node.tracing.replied(effect.client, effect.reply)
-        connections = node.server.clients.get(effect.client)
-        if not connections:
-            return
-        node.measures.replied(effect.client, effect.reply)
-        message = Reply(effect.reply)
-        try:
-            frame = encode_frame(message)
-        except ValueError:
-            node.refusals["reply-too-large"] += 1
-            return
-        for connection in connections:
-            # One that does not read gets no more: its client asks again when it does, and the result is kept.
-            if connection.writable:
-                connection.send_frame(frame)
-            else:
-                node.refusals["reply-not-read"] += 1
-
     def _relay(self, effect: Relay) -> None:
-        self._node.links[effect.to].send(Request(effect.envelope.raw))
+        if not self._node.links[effect.to].send(Request(effect.envelope.raw)):
+            self._node.refusals["relay-not-sent"] += 1
+            self._node.post(NotSent(effect.to, effect.envelope))
 
     def _fetch(self, effect: Fetch) -> None:
         node = self._node

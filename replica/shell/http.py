@@ -8,6 +8,9 @@
     GET /v1/keys/KEY                         a value, as JSON; with Accept: application/octet-stream its bytes
     GET /v1/watch?prefix=&after=             changes as server-sent events; Last-Event-ID resumes like `after`
 
+Nobody says here who he is. So keys, values and changes are shown only as long as operators let everybody read
+everything: where clients are listed, or one of them has permissions, it is 403, and a watch ends with `gone`.
+
 One replica may lie and may be behind: what must be right is asked for through a client or a gateway. Nothing here
 changes anything, and no answer is larger than a page of 1000 keys or a value of 1 MiB.
 """
@@ -43,6 +46,10 @@ if TYPE_CHECKING:
 LIST_LIMIT: Final = 100
 LIST_LIMIT_MAX: Final = 1000
 BINARY: Final = "application/octet-stream"
+NOT_PUBLIC: Final = (
+    "operators of this cluster say who may read what, and nobody says here who he is: "
+    "read through a client whose key is allowed (trustlog-client get) or a gateway"
+)
 _KEYS = "/v1/keys/"
 
 
@@ -78,6 +85,7 @@ class ReplicaHttp:
         return web.Response(body=self._node.status_json() + b"\n", content_type="application/json")
 
     async def _list(self, request: web.Request) -> web.Response:
+        self._refuse_unless_public()
         prefix, after = bytes_in(request, "prefix"), bytes_in(request, "after")
         limit = number_in(request, "limit", LIST_LIMIT, LIST_LIMIT_MAX)
         found: list[dict[str, str]] = []
@@ -91,6 +99,7 @@ class ReplicaHttp:
         return answer({"keys": found, "more": more, **self._whose_word()})
 
     async def _get(self, request: web.Request) -> web.Response:
+        self._refuse_unless_public()
         key = key_in(request, _KEYS)
         value = None if self._is_internal(key) else self._node.core.executor.state.get(key)
         if value is None:
@@ -100,6 +109,7 @@ class ReplicaHttp:
         return answer({**show("key", key), **show("value", value), **self._whose_word()})
 
     async def _watch(self, request: web.Request) -> web.StreamResponse:
+        self._refuse_unless_public()
         if self._streams >= STREAMS_MAX:
             raise HttpError(503, "too-many-streams", f"{STREAMS_MAX} streams are open already", {"Retry-After": "5"})
         history = self._node.watches.history
@@ -138,6 +148,9 @@ class ReplicaHttp:
                     await asyncio.sleep(0)  # others have their turn
                     break
                 for change in decode_changes(link.changes, link.end.slot, link.end):
+                    if not self._is_public():
+                        await stream.send("gone", {"message": NOT_PUBLIC})
+                        return response
                     await stream.send(*change_event(change), str(change.position))
                 position, looked = link.end, looked_to(link.end)
                 # While that was sent, what comes next may have been forgotten.
@@ -150,6 +163,13 @@ class ReplicaHttp:
                     await stream.comfort()
         await stream.send("gone", {"message": f"only changes after {watches.history.floor} are kept"})
         return response
+
+    def _is_public(self) -> bool:
+        return self._node.core.executor.clients.is_public
+
+    def _refuse_unless_public(self) -> None:
+        if not self._is_public():
+            raise HttpError(403, "not-public", NOT_PUBLIC)
 
     def _is_internal(self, key: bytes) -> bool:
         prefix: bytes | None = self._node.application.internal_prefix

@@ -13,7 +13,7 @@ from replica.cluster.clusterfile import ReplicaPlace
 from replica.cluster.home import ReplicaHome
 from replica.shell.appraisal import Examination
 from replica.wire.dial import dial, resolve
-from replica.wire.frames import MessageProtocol
+from replica.wire.frames import WRITE_BUFFER_HIGH, MessageProtocol
 from replica.wire.messages import (
     FRAME_BYTES_MAX,
     WIRE_VERSION,
@@ -26,6 +26,7 @@ from replica.wire.messages import (
     Held,
     MembersShown,
     Message,
+    Notice,
     Part,
     Ping,
     Pong,
@@ -118,10 +119,13 @@ class Link:
             self.connection.abort()
 
     def send(self, message: Message) -> bool:
-        """Send if the link is up; say whether it was."""
-        if not self.is_up or self.connection is None or not self.connection.writable:
+        """Send if the link is up and takes more; say whether it was sent."""
+        connection = self.connection
+        if not self.is_up or connection is None or not connection.writable:
             return False
-        self.connection.send(message)
+        if connection.waiting_bytes > WRITE_BUFFER_HIGH:
+            return False
+        connection.send(message)
         return True
 
     def hold_back(self, *, pause: bool) -> None:
@@ -226,6 +230,9 @@ class PeerConnection(MessageProtocol):
             self.refused = f"refused: {message.text}"
             self._link.node.log.error("peer refuses this replica", peer=self._link.place.number, why=message.text)
             self.close()
+        elif isinstance(message, Notice):
+            # About one client's request: no reason to stop reading a log.
+            self.refusals["notice-from-peer"] += 1
         elif not isinstance(message, Pong):
             self.refuse("unexpected-message")
 

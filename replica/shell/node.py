@@ -38,6 +38,7 @@ from replica.core.events import (
     PeerHolds,
     Persist,
     Recovered,
+    Send,
     Stable,
     Taken,
     Tick,
@@ -480,6 +481,10 @@ class Node:
     def _carry_out(self, effects: list[Effect]) -> None:
         for effect in effects:
             self._effects[type(effect)](effect)
+
+    def reply(self, effect: Send) -> None:
+        """Send a reply that the core need not be asked for."""
+        self._effects[Send](effect)
 
     def has_beyond_gap(self, log: int, first: int) -> bool:
         """Say whether the store holds a group of a log behind a gap, which begins at `first`."""

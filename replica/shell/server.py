@@ -3,7 +3,8 @@
 import os
 from typing import TYPE_CHECKING, cast
 
-from replica.core.events import RequestReceived
+from replica.core.envelope import Envelope
+from replica.core.events import RequestReceived, Send
 from replica.core.layout import LayoutError
 from replica.core.snapshot import PartWanted
 from replica.shell.accepting import NONCE_SIZE, AcceptedConnection, Server
@@ -23,6 +24,7 @@ from replica.wire.messages import (
     Heads,
     Held,
     Message,
+    Notice,
     Part,
     Refused,
     Request,
@@ -45,6 +47,8 @@ PARTS_AT_ONCE_MAX = 8
 FORGOTTEN = 1 << 62
 # What is kept of a peer's questions until it is appraised.
 HELD_MAX = 8
+
+QUEUE_FULL = "this client has too many requests waiting; wait for replies before sending more"
 
 
 class ServerConnection(AcceptedConnection):
@@ -144,6 +148,21 @@ class ServerConnection(AcceptedConnection):
                 self._node.measures.requested(envelope)
             self._node.tracing.received(envelope)
             self._node.post(RequestReceived(envelope, relayed=self.role == "replica", source=self))
+
+    def needs_no_order(self, envelope: Envelope) -> bool:
+        """Deal with what is answered, waits already or finds no room: who asks is known, so no signature is needed."""
+        core = self._node.core
+        if core.has_request(envelope):
+            return True
+        known = core.executor.known_reply(envelope)
+        if known is not None:
+            self._node.reply(Send(envelope.client, known, self))
+        elif not core.has_room_for(envelope.client):
+            self.refusals["request-queue-full"] += 1
+            self.send(Notice("busy", QUEUE_FULL))
+        else:
+            return False
+        return True
 
     def _hand_out(self, message: AskCheckpoint | AskPart) -> None:
         if self._handing_out >= PARTS_AT_ONCE_MAX:

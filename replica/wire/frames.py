@@ -11,6 +11,9 @@ from replica.wire.messages import HANDSHAKE_FRAME_BYTES_MAX, Message, decode_mes
 WRITE_BUFFER_HIGH = 1024 * 1024
 # A peer that lets this much wait does not read; it is disconnected.
 WRITE_BUFFER_MAX = 32 * 1024 * 1024
+# What is handed to the transport at once. Under TLS it says how much waits only of what comes after the piece that the
+# socket did not take: a larger one would wait there uncounted.
+PIECE_BYTES = 64 * 1024
 # A connection that holds back or takes turns handles so many messages before others have their turn of the loop.
 TURN_MESSAGES_MAX = 64
 
@@ -42,12 +45,17 @@ class MessageProtocol(asyncio.Protocol):
         self._to_send_bytes = 0
         self._paused = False
         self._held = False
+        self._in_line = False
 
     # To be implemented by subclasses.
 
     def message_received(self, message: Message) -> None:
         """Handle one message. A LayoutError raised here closes the connection and is counted."""
         raise NotImplementedError
+
+    def has_turn(self) -> bool:
+        """Say whether to handle the next message now; if not, nothing is read until `take_turn` is called."""
+        return True
 
     def opened(self) -> None:
         """Act on the connection being established."""
@@ -80,6 +88,16 @@ class MessageProtocol(asyncio.Protocol):
             self._pause()
         else:
             self._go_on()
+
+    def take_turn(self) -> None:
+        """Read on after `has_turn` denied it."""
+        self._in_line = False
+        self._go_on()
+
+    @property
+    def waiting_bytes(self) -> int:
+        """How much waits to be sent, what the socket and a piece hold not counted."""
+        return self._to_send_bytes + (0 if self.transport is None else self.transport.get_write_buffer_size())
 
     @property
     def is_open(self) -> bool:
@@ -151,6 +169,10 @@ class MessageProtocol(asyncio.Protocol):
             end = position + U32.size + size
             if len(received) < end:
                 break
+            if not self.has_turn():
+                self._in_line = True
+                self._pause()
+                break
             body = bytes(memoryview(received)[position + U32.size : end])
             position = end
             handled += 1
@@ -172,7 +194,9 @@ class MessageProtocol(asyncio.Protocol):
 
     def _go_on(self) -> None:
         """Read on after a pause, unless answers wait still: then what is sent calls again."""
-        if not self._paused or self._held or self.transport is None or not self.is_open or self._answers_wait():
+        if not self._paused or self._held or self._in_line or self.transport is None:
+            return
+        if not self.is_open or self._answers_wait():
             return
         self._paused = False
         self.transport.resume_reading()
@@ -186,7 +210,12 @@ class MessageProtocol(asyncio.Protocol):
         if not self._to_send or self.transport is None:
             self._drop_to_send()
             return
-        self.transport.writelines(self._to_send)
+        if self._to_send_bytes <= PIECE_BYTES:
+            self.transport.writelines(self._to_send)
+        else:
+            data = memoryview(b"".join(self._to_send))
+            for start in range(0, len(data), PIECE_BYTES):
+                self.transport.write(data[start : start + PIECE_BYTES])
         self._drop_to_send()
         if self.transport.get_write_buffer_size() > WRITE_BUFFER_MAX:
             self.refuse("does-not-read")

@@ -7,6 +7,7 @@ import random
 import pytest
 
 from replica.apps import kv
+from replica.core import replays
 from replica.core import requests as requests_module
 from replica.core.entries import Commit, Entry, Prepare, PrePrepare, Suspect, ViewChange, decode_entry
 from replica.core.envelope import Status, decode_reply
@@ -366,9 +367,53 @@ def test_an_executed_request_is_answered_at_once_with_the_same_bytes():
     cluster.settle(1)
     for core in cluster.cores.values():
         sent = [e.reply for e in cluster.of(core.number, Send)][-1]
-        for relayed in (False, True):
-            assert core.handle(RequestReceived(envelope, relayed)) == [Send(client.key, sent)]
+        asked = RequestReceived(envelope, relayed=False, source="its connection")
+        assert core.handle(asked) == [Send(client.key, sent, "its connection")]
+        assert core.handle(RequestReceived(envelope, relayed=True)) == [], "its client does not wait for this replica"
+        assert core.refusals["relay-answered"] == 1
     assert len(cluster.history(0)) == 2
+
+
+def test_a_reply_is_given_again_once_in_a_call_however_often_it_is_asked_for():
+    cluster = Cluster(G)
+    client = opened(cluster, FakeClient(G))
+    envelopes = [client.operations(kv.get(b"k%d" % i), first=1) for i in range(3)]
+    cluster.request(envelopes[0])
+    cluster.settle(1)
+    core = cluster.cores[0]
+    asked = [RequestReceived(one, relayed=False, source=source) for source in "ab" for one in envelopes]
+    assert [effect.source for effect in core.handle(*asked, *asked)] == ["a", "b"]
+    assert core.refusals["replay-again"] == 10
+    assert [effect.source for effect in core.handle(*asked)] == ["a", "b"], "in the next call again"
+
+
+def test_replies_given_again_are_bounded_in_a_call(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(replays, "REPLAY_BYTES_MAX", 100_000)
+    cluster = Cluster(G)
+    client = opened(cluster, FakeClient(G))
+    cluster.request(client.operations(kv.put(b"k", bytes(1000)), first=1))
+    envelopes = [client.operations(kv.get(b"k"), first=2 + i) for i in range(200)]
+    for envelope in envelopes:
+        cluster.request(envelope)
+    cluster.settle(1)
+    core = cluster.cores[0]
+    given = core.handle(*(RequestReceived(one, relayed=False) for one in envelopes))
+    assert 100_000 <= sum(len(effect.reply) for effect in given) < 102_000
+    assert len(given) + core.refusals["replay-again"] == 200
+
+
+def test_waiting_requests_with_the_same_numbers_are_answered_once_when_one_of_them_is_executed():
+    cluster = Cluster(G)
+    client = opened(cluster, FakeClient(G))
+    envelopes = [client.operations(kv.get(b"k%d" % i), first=1) for i in range(5)]
+    lagging = cluster.cores[2]
+    for envelope in envelopes[1:]:
+        lagging.handle(RequestReceived(envelope, relayed=False))
+    cluster.request(envelopes[0], to=0)
+    before = len(cluster.replies(2))
+    cluster.settle(1)
+    assert len(cluster.replies(2)) - before == 2, "the one executed, and one for all that waited"
+    assert lagging.requests_waiting == 0
 
 
 def test_one_number_with_two_operations_runs_one_of_them_the_same_everywhere():
@@ -394,6 +439,15 @@ def test_a_full_queue_is_said_to_the_sender_only(monkeypatch: pytest.MonkeyPatch
     effects = core.handle(RequestReceived(FakeClient(G, 101).open(), relayed=False, source="somebody"))
     assert [(type(e), e.source, e.code) for e in effects] == [(Refuse, "somebody", "busy")]
     assert core.refusals["request-queue-full"] == 1
+
+
+def test_a_relay_that_finds_the_queue_full_is_counted_and_not_answered(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(requests_module, "REQUESTS_MAX", 1)
+    core = make_core(G, 0)
+    core.handle(RequestReceived(FakeClient(G, 100).open(), relayed=True))
+    effects = core.handle(RequestReceived(FakeClient(G, 101).open(), relayed=True, source="a backup"))
+    assert Refuse not in kinds(effects)
+    assert core.refusals["relay-queue-full"] == 1
 
 
 def test_an_expired_session_is_ordered_and_answered_alike_by_all():

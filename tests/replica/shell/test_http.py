@@ -7,6 +7,8 @@ import json
 import aiohttp
 from yarl import URL
 
+from replica.application import Right
+from replica.core.clients import Allow, Mode, Permission, Revoke, SetMode
 from replica.shell.http import ReplicaHttp
 from tests.support.nodes import Nodes
 from tests.support.waiting import on_loop, until
@@ -221,5 +223,40 @@ def test_a_stream_whose_next_changes_are_forgotten_says_so(tmp_path):
                     await events(response, 1)
                     nodes.nodes[0].watches.begin(nodes.nodes[0].core.executed + 1000)
                     assert [name for name, _, _ in await events(response, 1)] == ["gone"]
+
+    use()
+
+
+def test_keys_are_shown_to_strangers_only_while_everybody_may_read_everything(tmp_path):
+    key = bytes([4]) + bytes(64)
+    somebody = [SetMode(4, Mode.LISTED), Allow(4, key, "", (Permission(Right.READ, b"a"),))]
+
+    async def refuses(nodes, command):
+        policy = nodes.nodes[0].core.executor.clients
+        everybody = [SetMode(1, Mode.OPEN), Allow(2, nodes.key().public_key), Revoke(3, key)]
+        async with nodes.client() as client, door(nodes.nodes[0]) as call:
+            await client.put("k", "1")
+            await nodes.wait_quiet()
+            for other in everybody:
+                policy._apply(other, 1)
+                assert [(await call(path))[0] for path in ("/v1/keys", "/v1/keys/k")] == [200, 200]
+            async with call.session.get(call.base + "/v1/watch") as response:
+                await client.put("k", "shown")
+                assert [name for name, _, _ in await events(response, 2)] == ["begin", "put"]
+                policy._apply(command, 1)
+                await client.put("k", "hidden")
+                assert [name for name, _, _ in await events(response, 1)] == ["gone"]
+            for path in ("/v1/keys", "/v1/keys/k", "/v1/keys/none", "/v1/watch"):
+                status, found = await call(path)
+                assert (status, found["error"]["code"]) == (403, "not-public")
+                assert "trustlog-client get" in found["error"]["message"]
+            assert (await call("/livez"))[0] == (await call("/status"))[0] == 200
+
+    @on_loop
+    async def use():
+        for number, command in enumerate(somebody):
+            async with Nodes(tmp_path / str(number)) as nodes:
+                nodes.start()
+                await refuses(nodes, command)
 
     use()
