@@ -12,6 +12,7 @@ import hashlib
 import os
 import ssl
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, Self, cast
@@ -20,6 +21,7 @@ from replica.cluster.clusterfile import ClusterFile, ReplicaPlace
 from replica.cluster.keys import ClientKey
 from replica.cluster.memberlists import follow
 from replica.cluster.strict_toml import ConfigError
+from replica.core.chain import LINK_BYTES_MAX
 from replica.core.envelope import Administer, AdministerReply, Status, decode_reply, encode_administer
 from replica.core.layout import U64_MAX, LayoutError
 from replica.core.members import MemberList
@@ -43,6 +45,7 @@ from replica.wire.messages import (
 from replica.wire.tls import WrongCertificate, client_context, pinned
 
 AGAIN_S: Final = 1.0
+LOOK_S: Final = 0.25  # between two questions after a next list
 DIAL_S: Final = 3.0
 PUSH: Final = b"go on"
 
@@ -119,8 +122,11 @@ class Council:
         self.trouble: dict[int, str] = {}
         self._lines: dict[int, _Line] = {}
         self._question: _Question | None = None
-        self._shown: asyncio.Queue[bytes] = asyncio.Queue()
+        self._asked: set[int] = set()  # replicas that may still say which list follows
+        self._ask_at = 0.0
+        self._shown: dict[int, bytes] = {}  # by replica: a link that is not looked at yet
         self._nothing_more: set[int] = set()
+        self._news = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
@@ -156,6 +162,10 @@ class Council:
         self.trouble.pop(line.place.number, None)
         if self._question is not None:
             line.send(Request(self._question.raw))
+        self._ask(line)
+
+    def _ask(self, line: _Line) -> None:
+        self._asked.add(line.place.number)
         line.send(AskMembers(len(self.cluster.links)))
 
     def hear(self, number: int, message: Message) -> None:
@@ -163,12 +173,19 @@ class Council:
         if isinstance(message, Notice):
             self.trouble[number] = message.text
         elif isinstance(message, MembersShown) and message.number == len(self.cluster.links):
-            if message.link:
-                self._shown.put_nowait(message.link)
-            else:
-                self._nothing_more.add(number)
+            self._on_shown(number, message.link)
         elif isinstance(message, Reply) and self._question is not None:
             self._on_reply(number, message.reply, self._question)
+
+    def _on_shown(self, number: int, link: bytes) -> None:
+        if number not in self._asked or len(link) > LINK_BYTES_MAX:
+            return  # one answer to each question: whoever says more fills no memory
+        self._asked.discard(number)
+        if link:
+            self._shown[number] = link
+        else:
+            self._nothing_more.add(number)
+        self._news.set()
 
     def _on_reply(self, number: int, raw: bytes, question: _Question) -> None:
         try:
@@ -206,21 +223,32 @@ class Council:
     async def next_link(self) -> bytes:
         """Return a link that a replica shows; it may prove nothing."""
         while True:
-            self._tell_all(AskMembers(len(self.cluster.links)))
-            try:
-                return await asyncio.wait_for(self._shown.get(), AGAIN_S / 4)
-            except TimeoutError:
-                continue
+            link = await self._look()
+            if link is not None:
+                return link
+
+    async def _look(self) -> bytes | None:
+        """Return a link that a replica shows, the one that waits longest; None if nobody does for a moment.
+
+        All are asked again now and then, however fast somebody answers: a false link takes some signatures to refuse.
+        """
+        now = asyncio.get_running_loop().time()
+        if now >= self._ask_at:
+            self._ask_at = now + LOOK_S
+            for line in self._lines.values():
+                if line.is_welcome and line.writable:
+                    self._ask(line)
+        if not self._shown:
+            self._news.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), LOOK_S)
+        return self._shown.pop(next(iter(self._shown))) if self._shown else None
 
     async def later(self) -> ClusterFile | None:
         """Return the cluster under the next list, or None as soon as f + 1 replicas know of none."""
         while len(self._nothing_more) < self.cluster.genesis.quorum:
-            self._tell_all(AskMembers(len(self.cluster.links)))
-            try:
-                raw = await asyncio.wait_for(self._shown.get(), AGAIN_S / 4)
-            except TimeoutError:
-                continue
-            found = _followed(self.cluster, raw)
+            raw = await self._look()
+            found = None if raw is None else _followed(self.cluster, raw)
             if found is not None:
                 return found
         return None
