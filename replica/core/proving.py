@@ -136,8 +136,10 @@ class Replay:
     def _begin(self, basis: Basis, keys: Keys) -> None:
         header = decode_header(basis.header, self._genesis.n)
         check_certificate(basis.certificate, header, self._genesis, keys.entry)
+        founds = is_founding(header, self._genesis)
+        too_early = header.slot <= self._genesis.base and not founds
         # Whoever was a member may say anything once the list is no more.
-        if header.slot <= self._genesis.base or (self._list_ends is not None and header.slot > self._list_ends):
+        if too_early or (self._list_ends is not None and header.slot > self._list_ends):
             raise LayoutError(f"slot {header.slot} of the basis is not of list {header.list_number} of the members")
         if tuple(map(state_digest, basis.states)) != header.logs:
             raise LayoutError("a basis whose reduced states are not those that a quorum attested")
@@ -145,7 +147,7 @@ class Replay:
         if [(state.author, state.position) for state in self.states] != list(enumerate(header.cut)):
             raise LayoutError("a basis whose reduced states are not those at its cut")
         self._slot = header.slot
-        if not is_founding(header, self._genesis):
+        if not founds:
             self._ends = list(zip(header.cut, header.heads, strict=True))
 
     def end(self, log: int) -> int:

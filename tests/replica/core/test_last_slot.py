@@ -55,7 +55,7 @@ class OneBehind:
             cluster.cores[0]._known.cut_offered = lambda: (0, 0, 0)
         self.late = cluster.cores.pop(2)
         cluster.request(client.open(nonce=b"last".ljust(16), void_after=ends + 8))
-        cluster.run()
+        cluster.settle(2)
         assert [core.executed for core in cluster.cores.values()] == [ends, ends]
         assert self.late.executed == ends - 1
         self.truth: Snapshot = snapshot_of(G, milestones(cluster, 1))

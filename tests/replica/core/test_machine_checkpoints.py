@@ -22,6 +22,7 @@ from replica.core.execution import Executor
 from replica.core.genesis import Ordering
 from replica.core.group import VerifiedGroup
 from replica.core.machine import ReplicaCore
+from replica.core.pen import HELD_TICKS
 from tests.replica.core.harness import Cluster, FakeClient, FakeLog, make_core, make_genesis, opened
 from tests.replica.core.support import Lone, header_at_zero, junk_batch
 
@@ -91,7 +92,7 @@ def test_a_state_that_differs_from_the_stable_one_halts_its_replica():
     rotten.executor.state.commit()
     for number in range(6):
         cluster.request(client.operations(kv.put(b"%d" % number, b"v")))
-        cluster.settle(1)
+        cluster.settle(2)
     halts = cluster.of(2, Halt)
     assert len(halts) == 1
     assert rotten.halted == halts[0].reason
@@ -146,6 +147,8 @@ class Primary:
         for slot in slots:
             digest = self.proposed()[slot]
             self.lone.handle(GroupReceived(self.backup.say(Prepare(0, slot, digest), Commit(0, slot, digest))))
+            for _ in range(HELD_TICKS):  # the other backup is silent
+                self.lone.tick(1)
 
 
 @pytest.mark.parametrize("ordering", Ordering)
