@@ -4,9 +4,10 @@ After Aardvark (Clement et al., NSDI 2009, sections 4.3 and 5): what a primary m
 best that was seen in the last n views, and rises as long as it is met. It is one replica's opinion. It leads to SUSPECT
 and to nothing else, and q replicas must share it.
 
-*Slow.* Only requests that this replica handed to the primary and still waits for are looked at: where nobody waits,
-nothing is expected. A request is late if it waits longer than is expected *and* less was executed in the meantime than
-the best view would have done in that time: a primary with much to do is not slow. Time is judged in periods, each
+*Slow.* Only requests that this replica handed to the primary, which those with a claim are (`replica.core.claims`), and
+still waits for are looked at: where nobody waits, nothing is expected. A request is late if it waits longer than is
+expected *and* less was executed in the meantime than the best view would have done in that time: a primary with much to
+do is not slow. Time is judged in periods, each
 as long as the present expectation. One in which as many requests were late as were not is missed, else it is met.
 Misses count twice; so many more misses than met periods that MISSES_MAX is reached, and the primary is slow.
 
@@ -17,7 +18,7 @@ Misses count twice; so many more misses than met periods that MISSES_MAX is reac
     Then its view is what others are compared with, and nobody is left for that any more.
   - It never falls below ENOUGH, so that what lasts a moment anywhere is not taken for slowness.
 
-*Unfair.* The oldest request here, handed to the primary, was overtaken by OVERTAKEN_MAX batches of other clients'
+*Unfair.* The oldest claim here, handed to the primary, was overtaken by OVERTAKEN_MAX batches of other clients'
 requests all of which came here later.
 
 Why correct primaries are not left for ever: a view that executed nothing is the business of patience alone, so each
@@ -124,12 +125,12 @@ class Expectation:
         """Note that this batch was executed; `requests` still holds what of it waited here."""
         self._executed = True
         self._count_work(batch, now_ms)
-        oldest = requests.oldest()
+        oldest = requests.claims.oldest()
         if oldest is None:
             return
         known = [requests.find(envelope) for envelope in batch.envelopes]
         for waiting in known:
-            if waiting is not None:
+            if waiting is not None and waiting.claimed_ms is not None:
                 waited_ms = self._waited(waiting, now_ms)
                 self._waits += 1
                 self._waited_ms += waited_ms
@@ -143,7 +144,7 @@ class Expectation:
         """Say whether the present primary is too slow or unfair. Once it was, that is this view's failure."""
         if not self._executed:
             return False
-        oldest = requests.oldest()
+        oldest = requests.claims.oldest()
         self._judge(oldest is not None and self._is_late(oldest, requests.work, now_ms), now_ms)
         is_unfair = oldest is not None and oldest.overtaken >= OVERTAKEN_MAX << self._lenience
         is_unfair = is_unfair and now_ms - self._began_ms >= self._patience.first_ms
@@ -153,7 +154,8 @@ class Expectation:
         return True
 
     def _waited(self, waiting: Waiting, now_ms: int) -> int:
-        return now_ms - max(waiting.since_ms, self._from_ms)
+        since_ms = waiting.since_ms if waiting.claimed_ms is None else waiting.claimed_ms
+        return now_ms - max(since_ms, self._from_ms)
 
     def _is_late(self, waiting: Waiting, work: int, now_ms: int) -> bool:
         """Say whether a request waits, or waited, too long, and too little was executed meanwhile."""

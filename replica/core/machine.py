@@ -67,6 +67,7 @@ from replica.core.layout import LayoutError
 from replica.core.logstate import LogState
 from replica.core.patience import Patience
 from replica.core.pen import Pen
+from replica.core.places import DIRECT
 from replica.core.requests import QueueFullError, Waiting
 from replica.core.rules import Reading, Violation, Wait, apply_entry, apply_opening, judge
 from replica.core.snapshot import MilestoneRule, Snapshot
@@ -216,17 +217,19 @@ class ReplicaCore(Inspection):
         if known is not None:
             self._effects.append(Send(envelope.client, known))
             return
-        if event.relayed and self._known.requests.was_executed(envelope, self._known.now_ms):
+        now_ms, is_backup = self._known.now_ms, self.primary != self.number
+        pauses = 1 if event.relayed else 2
+        if (event.relayed or is_backup) and self._known.requests.was_executed(envelope, now_ms, pauses=pauses):
             # What has no effect leaves no trace in the client table, and would be ordered again and again while relays
             # of it are under way. Not never: who relayed it may have skipped its execution, by a transfer.
             return
         try:
-            waiting = self._known.requests.add(envelope, self._known.now_ms)
+            waiting = self._known.requests.add(envelope, now_ms, peer=DIRECT if event.peer is None else event.peer)
         except QueueFullError as full:
             self.refusals["request-queue-full"] += 1
             self._effects.append(Refuse(event.source, "busy", str(full)))
             return
-        if waiting is not None and self.primary != self.number and not event.relayed:
+        if waiting is not None and waiting.claimed_ms is not None and is_backup and not event.relayed:
             self._relay(waiting)
 
     def _on_tick(self, event: Tick) -> None:
@@ -235,7 +238,7 @@ class ReplicaCore(Inspection):
         self._effects.extend(self._catch_up.due(event.now_ms, self.exposed))
         if self.primary == self.number or self.primary in self.exposed:
             return
-        for waiting in self._known.requests:
+        for waiting in self._known.requests.claims:
             if self._known.now_ms >= waiting.relay_at_ms:
                 self._relay(waiting)
 

@@ -7,7 +7,10 @@ A turn is worth the same to everybody: deficit round robin (Shreedhar and Varghe
 unit, which is one operation or one KiB, whichever an envelope has more of. An envelope that costs c is served in the
 c-th round after its client's turn came; one whose client has nothing waiting saves nothing up. Rounds that serve nobody
 are not walked through: a heap holds the round in which each client's first envelope is due, so that an envelope taken
-costs O(log clients), whatever others wait for. One client's requests keep their order.
+costs O(log clients), whatever others wait for.
+
+One client's requests keep their order, except that what a backup relayed is a lane of its own, with its own turns and
+its own room: what a client hands over itself cannot keep out what a backup is patient for (`replica.core.claims`).
 """
 
 import heapq
@@ -15,16 +18,14 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from replica.core.batch import BATCH_OVERHEAD_MAX
+from replica.core.claims import Claims
 from replica.core.envelope import Envelope, Operations
-from replica.core.genesis import KIB, MIB, Limits
+from replica.core.genesis import KIB, Limits
+from replica.core.places import DIRECT, Lane, Places
 
-REQUESTS_MAX = 8192
 # Digests of executed requests that are remembered.
 EXECUTED_MAX = 8192
 EXECUTED_PAUSE_MS = 500
-REQUEST_BYTES_MAX = 64 * MIB
-REQUESTS_PER_CLIENT_MAX = 256
-REQUEST_BYTES_PER_CLIENT_MAX = 16 * MIB
 # An own batch holds no more operations than this, or one envelope: a batch is executed whole, and whoever comes next
 # waits for that. The agreed limits alone would allow hundreds of thousands of small operations, seconds of work.
 BATCH_OPERATIONS_MAX = 2048
@@ -42,6 +43,9 @@ RELAY_PAUSE_MS = 300
 class Waiting:
     """A request that is not executed yet. Times in milliseconds.
 
+    peer: the replica that relayed it, DIRECT if its client handed it over. claimed_ms: when it was given a claim, if it
+    was (`replica.core.claims`).
+
     In the present view: relayed_ms: when it was handed to the primary first. overtaken: batches of which that is said
     (`replica.core.expectation`). work_before: the queue's `work` when the view began, or when this came later.
     """
@@ -50,16 +54,23 @@ class Waiting:
     digest: bytes
     since_ms: int
     work_before: int
+    peer: int = DIRECT
+    claimed_ms: int | None = None
     relay_at_ms: int = 0
     relay_pause_ms: int = RELAY_PAUSE_MS
     relayed_ms: int | None = None
     overtaken: int = 0
     proposed: bool = False
 
+    @property
+    def lane(self) -> Lane:
+        """Its client, and who handed it over."""
+        return self.envelope.client, self.peer
+
 
 @dataclass(slots=True)
 class Turn:
-    """A client's place in the line: its first request is due `since_round` + its cost, after whoever came before."""
+    """A lane's place in the line: its first request is due `since_round` + its cost, after whoever came before."""
 
     since_round: int
     due_round: int
@@ -80,22 +91,24 @@ def cost_of(envelope: Envelope) -> int:
 class RequestQueue:
     """Requests by digest, and per client in order of arrival.
 
-    work: what all requests executed so far cost, in units; it never falls.
+    claims: which of them are handed to the primary. work: what all requests executed so far cost, in units; it never
+    falls.
     """
 
     def __init__(self, limits: Limits) -> None:
         self.work = 0
+        self.claims = Claims()
         self._limits = limits
         self._waiting: dict[bytes, Waiting] = {}
-        self._unproposed: dict[bytes, dict[bytes, Waiting]] = {}  # client -> digest -> request
-        self._turns: dict[bytes, Turn] = {}  # of the clients in _unproposed
-        self._line: list[tuple[int, int, bytes]] = []  # heap: due round, place, client; stale unless as in _turns
+        self._unproposed: dict[Lane, dict[bytes, Waiting]] = {}  # lane -> digest -> request
+        self._turns: dict[Lane, Turn] = {}  # of the lanes in _unproposed
+        self._line: list[tuple[int, int, Lane]] = []  # heap: due round, place, lane; stale unless as in _turns
         self._under_way = 0  # what is proposed costs so much
         self._round = 0
-        self._places = 0
-        self._by_client: dict[bytes, dict[bytes, Waiting]] = {}  # as above, those proposed included
-        self._client_bytes: dict[bytes, int] = {}
-        self._bytes = 0
+        self._arrivals = 0
+        self._by_client: dict[bytes, dict[bytes, Waiting]] = {}  # client -> digest -> request, proposed or not
+        self._places = Places()
+        self._now_ms = 0
         self._executed: dict[bytes, tuple[int, int]] = {}  # digest -> how often, when last; the latest last
 
     def __len__(self) -> int:
@@ -109,24 +122,39 @@ class RequestQueue:
         """Say whether anything waits to be proposed."""
         return bool(self._unproposed)
 
-    def add(self, envelope: Envelope, now_ms: int) -> Waiting | None:
-        """Take a request; return None if it waits already. QueueFullError, changing nothing, if there is no room."""
+    def add(self, envelope: Envelope, now_ms: int, *, peer: int = DIRECT) -> Waiting | None:
+        """Take a request; return None if it waits already. QueueFullError, changing nothing, if there is no room.
+
+        peer: the replica that relayed it.
+        """
         digest = envelope.digest()
-        if digest in self._waiting:
+        known = self._waiting.get(digest)
+        if known is not None:
+            self._hand_over(known, peer)
             return None
-        size = len(envelope.raw)
-        count, taken = len(self.of(envelope.client)), self._client_bytes.get(envelope.client, 0)
-        if len(self._waiting) >= REQUESTS_MAX or self._bytes + size > REQUEST_BYTES_MAX:
-            raise QueueFullError("this replica has too many requests waiting; send again later")
-        if count >= REQUESTS_PER_CLIENT_MAX or taken + size > REQUEST_BYTES_PER_CLIENT_MAX:
-            raise QueueFullError("this client has too many requests waiting; wait for replies before sending more")
-        waiting = Waiting(envelope, digest, now_ms, self.work)
+        problem = self._places.problem((envelope.client, peer), len(envelope.raw))
+        if problem is not None:
+            raise QueueFullError(problem)
+        self._now_ms = max(self._now_ms, now_ms)
+        waiting = Waiting(envelope, digest, now_ms, self.work, peer)
         self._waiting[digest] = waiting
         self._by_client.setdefault(envelope.client, {})[digest] = waiting
-        self._client_bytes[envelope.client] = taken + size
-        self._bytes += size
+        self._places.add(waiting.lane, len(envelope.raw))
         self._line_up(waiting)
+        self.claims.add(waiting, self._now_ms)
         return waiting
+
+    def _hand_over(self, waiting: Waiting, peer: int) -> None:
+        """Move what its client handed over, perhaps behind much else, to the places of who is patient for it."""
+        size = len(waiting.envelope.raw)
+        if waiting.peer != DIRECT or peer == DIRECT or waiting.proposed:
+            return
+        if self._places.problem((waiting.envelope.client, peer), size) is None:
+            self._withdraw(waiting)
+            self._places.remove(waiting.lane, size)
+            waiting.peer = peer
+            self._places.add(waiting.lane, size)
+            self._line_up(waiting)
 
     def find(self, envelope: Envelope) -> Waiting | None:
         """Return the waiting request with these bytes."""
@@ -153,54 +181,56 @@ class RequestQueue:
             waiting.proposed = True
             self._under_way += cost_of(envelope)
             taken.append(envelope)
-            self._round = self._turns[envelope.client].due_round
+            lane = waiting.lane
+            self._round = self._turns[lane].due_round
             heapq.heappop(self._line)
             self._withdraw(waiting)
-            if envelope.client in self._unproposed:
-                self._take_place(envelope.client)
+            if lane in self._unproposed:
+                self._take_place(lane)
         return taken
 
     def _next_due(self) -> Waiting | None:
         """Return the request at the front of the line, which stays there."""
         while self._line:
-            due, place, client = self._line[0]
-            turn = self._turns.get(client)
+            due, place, lane = self._line[0]
+            turn = self._turns.get(lane)
             if turn is None or (turn.due_round, turn.place) != (due, place):
                 heapq.heappop(self._line)
                 continue
-            first = next(iter(self._unproposed[client].values()))
+            first = next(iter(self._unproposed[lane].values()))
             if turn.since_round + cost_of(first.envelope) > due:
                 # What was first is executed already, and what comes next costs more.
                 heapq.heappop(self._line)
-                self._take_place(client, turn.since_round)
+                self._take_place(lane, turn.since_round)
                 continue
             return first
         return None
 
     def _line_up(self, waiting: Waiting) -> None:
         """Add a request to those to be proposed."""
-        client = waiting.envelope.client
-        queue = self._unproposed.get(client)
+        lane = waiting.lane
+        queue = self._unproposed.get(lane)
         if queue is not None:
             queue[waiting.digest] = waiting
         else:
-            self._unproposed[client] = {waiting.digest: waiting}
-            self._take_place(client)
+            self._unproposed[lane] = {waiting.digest: waiting}
+            self._take_place(lane)
 
-    def _take_place(self, client: bytes, since_round: int | None = None) -> None:
-        """Put a client into the line, to pay for its first request from this round on; from now on if None."""
-        first = next(iter(self._unproposed[client].values()))
+    def _take_place(self, lane: Lane, since_round: int | None = None) -> None:
+        """Put a lane into the line, to pay for its first request from this round on; from now on if None."""
+        first = next(iter(self._unproposed[lane].values()))
         since = self._round if since_round is None else since_round
-        self._places += 1
-        turn = self._turns[client] = Turn(since, since + cost_of(first.envelope), self._places)
-        heapq.heappush(self._line, (turn.due_round, turn.place, client))
+        self._arrivals += 1
+        turn = self._turns[lane] = Turn(since, since + cost_of(first.envelope), self._arrivals)
+        heapq.heappush(self._line, (turn.due_round, turn.place, lane))
         if len(self._line) > 2 * len(self._turns) + STALE_MAX:
-            self._line = [(turn.due_round, turn.place, client) for client, turn in self._turns.items()]
+            self._line = [(turn.due_round, turn.place, lane) for lane, turn in self._turns.items()]
             heapq.heapify(self._line)
 
     def executed(self, envelope: Envelope, now_ms: int = 0) -> int | None:
         """Forget a request that was executed; return since when it waited here, or None if it did not."""
         self.work += cost_of(envelope)
+        self._now_ms = max(self._now_ms, now_ms)
         digest = envelope.digest()
         times, _ = self._executed.pop(digest, (0, 0))
         self._executed[digest] = (times + 1, now_ms)
@@ -208,10 +238,14 @@ class RequestQueue:
             del self._executed[next(iter(self._executed))]
         return self._forget(digest)
 
-    def was_executed(self, envelope: Envelope, now_ms: int) -> bool:
-        """Say whether this envelope, with or without effect, was executed lately: for each time twice as long ago."""
+    def was_executed(self, envelope: Envelope, now_ms: int, *, pauses: int = 1) -> bool:
+        """Say whether this envelope, with or without effect, was executed lately: for each time twice as long ago.
+
+        pauses: how many times as long counts as lately. A backup waits for twice as long as the primary, so that it
+        is patient for nothing that a primary which executed it a little later does not take yet.
+        """
         times, at_ms = self._executed.get(envelope.digest(), (0, 0))
-        return times > 0 and now_ms - at_ms < EXECUTED_PAUSE_MS << min(times, 16)
+        return times > 0 and now_ms - at_ms < pauses * EXECUTED_PAUSE_MS << min(times, 16)
 
     def drop(self, waiting: Waiting) -> None:
         """Forget a request that needs no execution any more."""
@@ -250,21 +284,19 @@ class RequestQueue:
         self._withdraw(waiting)
         if waiting.proposed:
             self._under_way -= cost_of(waiting.envelope)
-        size = len(waiting.envelope.raw)
-        self._bytes -= size
-        client = waiting.envelope.client
-        mine = self._by_client[client]
+        self._places.remove(waiting.lane, len(waiting.envelope.raw))
+        mine = self._by_client[waiting.envelope.client]
         del mine[digest]
-        self._client_bytes[client] -= size
         if not mine:
-            del self._by_client[client], self._client_bytes[client]
+            del self._by_client[waiting.envelope.client]
+        self.claims.remove(waiting, self._now_ms)
         return waiting.since_ms
 
     def _withdraw(self, waiting: Waiting) -> None:
         """Take a request out of those to be proposed."""
-        queue = self._unproposed.get(waiting.envelope.client)
+        queue = self._unproposed.get(waiting.lane)
         if queue is not None and queue.pop(waiting.digest, None) is not None and not queue:
-            del self._unproposed[waiting.envelope.client], self._turns[waiting.envelope.client]
+            del self._unproposed[waiting.lane], self._turns[waiting.lane]
 
 
 class QueueFullError(Exception):

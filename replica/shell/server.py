@@ -143,7 +143,8 @@ class ServerConnection(AcceptedConnection):
             if self.role == "client":
                 self._node.measures.requested(envelope)
             self._node.tracing.received(envelope)
-            self._node.post(RequestReceived(envelope, relayed=self.role == "replica", source=self))
+            relayed = self.role == "replica"
+            self._node.post(RequestReceived(envelope, relayed, source=self, peer=self.replica))
 
     def _hand_out(self, message: AskCheckpoint | AskPart) -> None:
         if self._handing_out >= PARTS_AT_ONCE_MAX:

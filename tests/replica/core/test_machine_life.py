@@ -7,7 +7,7 @@ import random
 import pytest
 
 from replica.apps import kv
-from replica.core import requests as requests_module
+from replica.core import places
 from replica.core.entries import Commit, Entry, Prepare, PrePrepare, Suspect, ViewChange, decode_entry
 from replica.core.envelope import Status, decode_reply
 from replica.core.events import (
@@ -388,7 +388,7 @@ def test_one_number_with_two_operations_runs_one_of_them_the_same_everywhere():
 
 
 def test_a_full_queue_is_said_to_the_sender_only(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(requests_module, "REQUESTS_MAX", 1)
+    monkeypatch.setattr(places, "REQUESTS_MAX", 1)
     core = make_core(G, 1)
     core.handle(RequestReceived(FakeClient(G, 100).open(), relayed=False))
     effects = core.handle(RequestReceived(FakeClient(G, 101).open(), relayed=False, source="somebody"))
