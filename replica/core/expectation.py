@@ -34,8 +34,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from replica.core.batch import Batch
+from replica.core.line import cost_of
 from replica.core.patience import Patience
-from replica.core.requests import RequestQueue, Waiting, cost_of
+from replica.core.requests import RequestQueue, Waiting
 
 # Whoever executes what waits within this part of the first patience (250 ms at the usual one) is never called slow.
 ENOUGH_PART = 4
@@ -70,7 +71,7 @@ class Seen:
 
 
 class Expectation:
-    """One replica's; times in milliseconds of a clock that never goes back, work in units of `requests.cost_of`.
+    """One replica's; times in milliseconds of a clock that never goes back, work in units of `line.cost_of`.
 
     Invariant: enough_ms <= floor_ms <= expected_ms.
     """

@@ -1,26 +1,20 @@
-"""Requests that wait to be ordered: bounded, one queue per client, served in turn by what they cost.
+"""Requests that wait to be ordered: bounded, and served in turn by what they cost (`replica.core.line`).
 
 A replica keeps what clients sent it until it is executed: the primary to propose it, a backup to hand it to the
 primary. Serving clients in turn keeps one client's flood from another's way.
-
-A turn is worth the same to everybody: deficit round robin (Shreedhar and Varghese, SIGCOMM 1995) with a quantum of one
-unit, which is one operation or one KiB, whichever an envelope has more of. An envelope that costs c is served in the
-c-th round after its client's turn came; one whose client has nothing waiting saves nothing up. Rounds that serve nobody
-are not walked through: a heap holds the round in which each client's first envelope is due, so that an envelope taken
-costs O(log clients), whatever others wait for.
 
 One client's requests keep their order, except that what a backup relayed is a lane of its own, with its own turns and
 its own room: what a client hands over itself cannot keep out what a backup is patient for (`replica.core.claims`).
 """
 
-import heapq
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from replica.core.batch import BATCH_OVERHEAD_MAX
 from replica.core.claims import Claims
-from replica.core.envelope import Envelope, Operations
-from replica.core.genesis import KIB, Limits
+from replica.core.envelope import Envelope
+from replica.core.genesis import Limits
+from replica.core.line import Line, cost_of, operations_of
 from replica.core.places import DIRECT, Lane, Places
 
 # Digests of executed requests that are remembered.
@@ -33,8 +27,6 @@ BATCH_OPERATIONS_MAX = 2048
 # waits for all of that, whatever its turn. It takes a few hundred operations under way to keep a cluster busy; 4,096
 # KiB is one full batch at the usual limits.
 UNDER_WAY_MAX = 4096
-# Entries of the heap that stand for nothing any more, beyond as many as stand for something, before it is made anew.
-STALE_MAX = 64
 # How long a backup waits before it hands a request to the primary for the second time.
 RELAY_PAUSE_MS = 300
 
@@ -68,26 +60,6 @@ class Waiting:
         return self.envelope.client, self.peer
 
 
-@dataclass(slots=True)
-class Turn:
-    """A lane's place in the line: its first request is due `since_round` + its cost, after whoever came before."""
-
-    since_round: int
-    due_round: int
-    place: int
-
-
-def operations_of(envelope: Envelope) -> int:
-    """Return how many operations an envelope asks for; opening a session is one."""
-    content = envelope.content
-    return len(content.operations) if isinstance(content, Operations) else 1
-
-
-def cost_of(envelope: Envelope) -> int:
-    """Return what an envelope costs, in units: its operations or its KiB (rounded up), whichever is more."""
-    return max(operations_of(envelope), -(-len(envelope.raw) // KIB))
-
-
 class RequestQueue:
     """Requests by digest, and per client in order of arrival.
 
@@ -100,12 +72,8 @@ class RequestQueue:
         self.claims = Claims()
         self._limits = limits
         self._waiting: dict[bytes, Waiting] = {}
-        self._unproposed: dict[Lane, dict[bytes, Waiting]] = {}  # lane -> digest -> request
-        self._turns: dict[Lane, Turn] = {}  # of the lanes in _unproposed
-        self._line: list[tuple[int, int, Lane]] = []  # heap: due round, place, lane; stale unless as in _turns
+        self._line = Line()  # of those to be proposed
         self._under_way = 0  # what is proposed costs so much
-        self._round = 0
-        self._arrivals = 0
         self._by_client: dict[bytes, dict[bytes, Waiting]] = {}  # client -> digest -> request, proposed or not
         self._places = Places()
         self._now_ms = 0
@@ -120,7 +88,7 @@ class RequestQueue:
     @property
     def unproposed(self) -> bool:
         """Say whether anything waits to be proposed."""
-        return bool(self._unproposed)
+        return bool(self._line.lanes)
 
     def add(self, envelope: Envelope, now_ms: int, *, peer: int = DIRECT) -> Waiting | None:
         """Take a request; return None if it waits already. QueueFullError, changing nothing, if there is no room.
@@ -140,7 +108,7 @@ class RequestQueue:
         self._waiting[digest] = waiting
         self._by_client.setdefault(envelope.client, {})[digest] = waiting
         self._places.add(waiting.lane, len(envelope.raw))
-        self._line_up(waiting)
+        self._line.add(waiting)
         self.claims.add(waiting, self._now_ms)
         return waiting
 
@@ -150,11 +118,11 @@ class RequestQueue:
         if waiting.peer != DIRECT or peer == DIRECT or waiting.proposed:
             return
         if self._places.problem((waiting.envelope.client, peer), size) is None:
-            self._withdraw(waiting)
+            self._line.withdraw(waiting)
             self._places.remove(waiting.lane, size)
             waiting.peer = peer
             self._places.add(waiting.lane, size)
-            self._line_up(waiting)
+            self._line.add(waiting)
 
     def find(self, envelope: Envelope) -> Waiting | None:
         """Return the waiting request with these bytes."""
@@ -171,7 +139,7 @@ class RequestQueue:
             return taken
         room = self._limits.batch_bytes_max - BATCH_OVERHEAD_MAX
         operations = 0
-        while len(taken) < self._limits.batch_envelopes_max and (waiting := self._next_due()) is not None:
+        while len(taken) < self._limits.batch_envelopes_max and (waiting := self._line.first()) is not None:
             envelope = waiting.envelope
             size = len(envelope.raw) + 4
             operations += operations_of(envelope)
@@ -181,51 +149,8 @@ class RequestQueue:
             waiting.proposed = True
             self._under_way += cost_of(envelope)
             taken.append(envelope)
-            lane = waiting.lane
-            self._round = self._turns[lane].due_round
-            heapq.heappop(self._line)
-            self._withdraw(waiting)
-            if lane in self._unproposed:
-                self._take_place(lane)
+            self._line.take(waiting)
         return taken
-
-    def _next_due(self) -> Waiting | None:
-        """Return the request at the front of the line, which stays there."""
-        while self._line:
-            due, place, lane = self._line[0]
-            turn = self._turns.get(lane)
-            if turn is None or (turn.due_round, turn.place) != (due, place):
-                heapq.heappop(self._line)
-                continue
-            first = next(iter(self._unproposed[lane].values()))
-            if turn.since_round + cost_of(first.envelope) > due:
-                # What was first is executed already, and what comes next costs more.
-                heapq.heappop(self._line)
-                self._take_place(lane, turn.since_round)
-                continue
-            return first
-        return None
-
-    def _line_up(self, waiting: Waiting) -> None:
-        """Add a request to those to be proposed."""
-        lane = waiting.lane
-        queue = self._unproposed.get(lane)
-        if queue is not None:
-            queue[waiting.digest] = waiting
-        else:
-            self._unproposed[lane] = {waiting.digest: waiting}
-            self._take_place(lane)
-
-    def _take_place(self, lane: Lane, since_round: int | None = None) -> None:
-        """Put a lane into the line, to pay for its first request from this round on; from now on if None."""
-        first = next(iter(self._unproposed[lane].values()))
-        since = self._round if since_round is None else since_round
-        self._arrivals += 1
-        turn = self._turns[lane] = Turn(since, since + cost_of(first.envelope), self._arrivals)
-        heapq.heappush(self._line, (turn.due_round, turn.place, lane))
-        if len(self._line) > 2 * len(self._turns) + STALE_MAX:
-            self._line = [(turn.due_round, turn.place, lane) for lane, turn in self._turns.items()]
-            heapq.heapify(self._line)
 
     def executed(self, envelope: Envelope, now_ms: int = 0) -> int | None:
         """Forget a request that was executed; return since when it waited here, or None if it did not."""
@@ -257,10 +182,8 @@ class RequestQueue:
 
     def begin_view(self, carried: Iterable[Envelope]) -> None:
         """Let everything that is not executed be proposed or relayed anew, except what the new view carries."""
-        self._unproposed.clear()
-        self._turns.clear()
-        self._line.clear()
         self._under_way = 0
+        proposed = [waiting for waiting in self._waiting.values() if waiting.proposed]
         for waiting in self._waiting.values():
             waiting.proposed = False
             waiting.relay_at_ms = 0
@@ -273,15 +196,16 @@ class RequestQueue:
             if waiting_too is not None and not waiting_too.proposed:
                 waiting_too.proposed = True
                 self._under_way += cost_of(envelope)
-        for waiting in self._waiting.values():
-            if not waiting.proposed:
-                self._line_up(waiting)
+        self._line.begin_view(
+            (waiting for waiting in self._waiting.values() if not waiting.proposed),
+            (waiting.lane for waiting in proposed if not waiting.proposed),
+        )
 
     def _forget(self, digest: bytes) -> int | None:
         waiting = self._waiting.pop(digest, None)
         if waiting is None:
             return None
-        self._withdraw(waiting)
+        self._line.withdraw(waiting)
         if waiting.proposed:
             self._under_way -= cost_of(waiting.envelope)
         self._places.remove(waiting.lane, len(waiting.envelope.raw))
@@ -291,12 +215,6 @@ class RequestQueue:
             del self._by_client[waiting.envelope.client]
         self.claims.remove(waiting, self._now_ms)
         return waiting.since_ms
-
-    def _withdraw(self, waiting: Waiting) -> None:
-        """Take a request out of those to be proposed."""
-        queue = self._unproposed.get(waiting.lane)
-        if queue is not None and queue.pop(waiting.digest, None) is not None and not queue:
-            del self._unproposed[waiting.lane], self._turns[waiting.lane]
 
 
 class QueueFullError(Exception):

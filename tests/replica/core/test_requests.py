@@ -12,7 +12,8 @@ from replica.core import requests as module
 from replica.core.batch import BATCH_OVERHEAD_MAX, make_batch
 from replica.core.envelope import Envelope
 from replica.core.genesis import Limits
-from replica.core.requests import QueueFullError, RequestQueue, cost_of
+from replica.core.line import STALE_MAX, cost_of
+from replica.core.requests import QueueFullError, RequestQueue
 from tests.replica.core.harness import FakeClient, make_genesis
 from tests.replica.core.support import examples
 
@@ -32,8 +33,8 @@ def owners(taken: list[Envelope]) -> list[int]:
 def empty(queue: RequestQueue) -> bool:
     return not (
         len(queue)
-        or queue._unproposed
-        or queue._turns
+        or queue._line.lanes
+        or queue._line.turns
         or queue._under_way
         or queue._by_client
         or queue._places.count
@@ -153,7 +154,7 @@ def test_the_line_stays_as_short_as_what_waits():
     for envelope in pool:
         queue.add(envelope, 0)
         queue.executed(envelope)
-        assert len(queue._line) <= module.STALE_MAX + 2
+        assert len(queue._line.heap) <= STALE_MAX + 2
     assert empty(queue)
 
 
@@ -315,9 +316,9 @@ def test_nothing_leaks_in_any_order_of_events(steps: list[tuple[str, int]]):
             sizes = [len(w.envelope.raw) for w in queue if w.peer == peer]
             assert (queue._places.count[peer], queue._places.bytes[peer]) == (len(sizes), sum(sizes))
         assert len(queue.claims) == sum(w.claimed_ms is not None for w in queue) == len(queue)
-        assert sum(map(len, queue._unproposed.values())) == sum(not w.proposed for w in queue)
-        assert all(queue._unproposed.values())
-        assert queue._turns.keys() == queue._unproposed.keys()
+        assert sum(map(len, queue._line.lanes.values())) == sum(not w.proposed for w in queue)
+        assert all(queue._line.lanes.values())
+        assert queue._line.turns.keys() == queue._line.lanes.keys()
         assert queue._under_way == sum(cost_of(w.envelope) for w in queue if w.proposed)
     for envelope in pool:
         queue.executed(envelope)
