@@ -61,14 +61,14 @@ class Claims:
         """Return the request whose claim was given first."""
         return next(iter(self._given.values()), None)
 
-    def add(self, waiting: "Waiting", now_ms: int) -> None:
-        """Note a request that came."""
+    def add(self, waiting: "Waiting", now_ms: int, work: int) -> None:
+        """Note a request that came. work: the queue's, as in `remove`."""
         client = waiting.envelope.client
         self._others.setdefault(client, {})[waiting.digest] = waiting
         self._line_up(client)
-        self._give(now_ms)
+        self._give(now_ms, work)
 
-    def remove(self, waiting: "Waiting", now_ms: int) -> None:
+    def remove(self, waiting: "Waiting", now_ms: int, work: int) -> None:
         """Forget a request; what it leaves is given to others."""
         client = waiting.envelope.client
         if self._given.pop(waiting.digest, None) is None:
@@ -80,7 +80,7 @@ class Claims:
             if count > 1:
                 self._held[client] = count - 1, held - size
         self._line_up(client)
-        self._give(now_ms)
+        self._give(now_ms, work)
 
     def _withdraw(self, waiting: "Waiting") -> None:
         client = waiting.envelope.client
@@ -100,7 +100,7 @@ class Claims:
             else:
                 self._line.pop(client, None)
 
-    def _give(self, now_ms: int) -> None:
+    def _give(self, now_ms: int, work: int) -> None:
         while self._line and len(self._given) < CLAIMS_MAX:
             client = next(iter(self._line))
             waiting = next(iter(self._others[client].values()))
@@ -113,5 +113,5 @@ class Claims:
             self._held[client] = count + 1, held + size
             self._bytes += size
             self._given[waiting.digest] = waiting
-            waiting.claimed_ms = now_ms
+            waiting.claimed_ms, waiting.work_before = now_ms, work
             self._line_up(client)

@@ -50,7 +50,8 @@ class Executed:
 class Executor:
     """The agreed state, and the only code that changes it.
 
-    clients_changed: whether the last slot changed who may be a client.
+    clients_changed: whether the last slot changed who may be a client. again: for each envelope of the last slot, how
+    many of its operations had been executed before and were only answered again; an opening or a command is one.
     """
 
     def __init__(self, application: Application, genesis: Genesis) -> None:
@@ -63,6 +64,7 @@ class Executor:
         self.membership = Membership(genesis, self.table.records)
         self.clients = Clients(self.table.records, by_prefix=self._accesses is not None)
         self.clients_changed = False
+        self.again: list[int] = []
         self.slot = 0
         self.operations = 0
 
@@ -108,6 +110,7 @@ class Executor:
         context.time_ms = max(context.time_ms, batch.time_ms)
         self.table.begin_slot(slot)
         commands_before = self.clients.number
+        self.again = []
         replies = [
             Executed(envelope.client, self._execute_envelope(envelope, slot, place))
             for place, envelope in enumerate(batch.envelopes)
@@ -174,10 +177,12 @@ class Executor:
 
     def _execute_envelope(self, envelope: Envelope, slot: int, place: int) -> bytes:
         content = envelope.content
+        self.again.append(0)
         refused = self._refused(envelope)
         if refused is not None:
             return refused
         if isinstance(content, Open):
+            self.again[-1] = int(self.table.opened(envelope.client, content.nonce) is not None)
             status, session_id = self.table.open(envelope.client, content, slot, place)
             return encode_open_reply(OpenReply(content.nonce, status, session_id))
         if isinstance(content, Administer):
@@ -208,7 +213,9 @@ class Executor:
         return encode_operations_reply(content.session, content.first, results)
 
     def _administer(self, content: Administer, slot: int) -> AdministerReply:
-        if not is_about_clients(content.command):
+        about = self.clients if is_about_clients(content.command) else self.membership
+        self.again[-1] = int(about.known(content) is not None)
+        if about is self.membership:
             return self.membership.execute(content, slot)
         before = self.clients.number
         reply = self.clients.execute(content, slot)
@@ -225,12 +232,13 @@ class Executor:
         results = []
         for number, operation in enumerate(content.operations, content.first):
             result = answer(session, number, slot)
-            if result is None:
-                if number >= end_of_window:
-                    result = Result(Status.OUT_OF_WINDOW, slot, b"")
-                else:
-                    result = self._execute_operation(operation, budget)
-                    session.keep(number, result)
+            if result is not None:
+                self.again[-1] += 1
+            elif number >= end_of_window:
+                result = Result(Status.OUT_OF_WINDOW, slot, b"")
+            else:
+                result = self._execute_operation(operation, budget)
+                session.keep(number, result)
             budget -= len(result.value)
             results.append(result)
         return results

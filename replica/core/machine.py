@@ -440,9 +440,9 @@ class ReplicaCore(Inspection):
     def _execute(self, slot: int, batch: Batch) -> None:
         replies = self.executor.execute(slot, batch)
         self._known.executed = slot
-        self._pen.expectation.executed(batch, self._known.requests, self._known.now_ms)
-        for envelope in batch.envelopes:
-            self.patience.executed(self._known.requests.executed(envelope, self._known.now_ms))
+        self._pen.expectation.executed(batch, self._known.requests, self._known.now_ms, self.executor.again)
+        for envelope, again in zip(batch.envelopes, self.executor.again, strict=True):
+            self.patience.executed(self._known.requests.executed(envelope, self._known.now_ms, again))
         answered = self._drop_what_is_answered(batch)
         self._known.ends = self.executor.membership.last_slot_of(self.genesis.list_number)
         last = slot == self._known.ends

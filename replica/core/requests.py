@@ -39,7 +39,8 @@ class Waiting:
     was (`replica.core.claims`).
 
     In the present view: relayed_ms: when it was handed to the primary first. overtaken: batches of which that is said
-    (`replica.core.expectation`). work_before: the queue's `work` when the view began, or when this came later.
+    (`replica.core.expectation`). work_before: the queue's `work` when the view began, or when this was given its claim
+    later.
     """
 
     envelope: Envelope
@@ -63,8 +64,8 @@ class Waiting:
 class RequestQueue:
     """Requests by digest, and per client in order of arrival.
 
-    claims: which of them are handed to the primary. work: what all requests executed so far cost, in units; it never
-    falls.
+    claims: which of them are handed to the primary. work: what all requests executed so far cost, in units, as far as
+    they were not executed before; it never falls.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -109,7 +110,7 @@ class RequestQueue:
         self._by_client.setdefault(envelope.client, {})[digest] = waiting
         self._places.add(waiting.lane, len(envelope.raw))
         self._line.add(waiting)
-        self.claims.add(waiting, self._now_ms)
+        self.claims.add(waiting, self._now_ms, self.work)
         return waiting
 
     def _hand_over(self, waiting: Waiting, peer: int) -> None:
@@ -152,9 +153,19 @@ class RequestQueue:
             self._line.take(waiting)
         return taken
 
-    def executed(self, envelope: Envelope, now_ms: int = 0) -> int | None:
+    def work_of(self, envelope: Envelope, again: int) -> int:
+        """Return what executing this costs, in units: nothing for what was executed before.
+
+        again: so many of its operations were. Of what had no effect only a digest is remembered.
+        """
+        if envelope.digest() in self._executed:
+            return 0
+        operations = operations_of(envelope)
+        return -(-cost_of(envelope) * (operations - again) // operations)
+
+    def executed(self, envelope: Envelope, now_ms: int = 0, again: int = 0) -> int | None:
         """Forget a request that was executed; return since when it waited here, or None if it did not."""
-        self.work += cost_of(envelope)
+        self.work += self.work_of(envelope, again)
         self._now_ms = max(self._now_ms, now_ms)
         digest = envelope.digest()
         times, _ = self._executed.pop(digest, (0, 0))
@@ -213,7 +224,7 @@ class RequestQueue:
         del mine[digest]
         if not mine:
             del self._by_client[waiting.envelope.client]
-        self.claims.remove(waiting, self._now_ms)
+        self.claims.remove(waiting, self._now_ms, self.work)
         return waiting.since_ms
 
 

@@ -84,9 +84,9 @@ def test_nothing_is_left_of_claims_that_ended():
     found = Claims()
     waiting = [Waiting(one, one.digest(), 0, 0) for one in envelopes(100, CLAIMS_PER_CLIENT_MAX + 2)]
     for one in waiting:
-        found.add(one, 0)
+        found.add(one, 0, 0)
     for one in (waiting[-1], *waiting[:-1]):
-        found.remove(one, 0)
+        found.remove(one, 0, 0)
     assert (len(found), found._bytes) == (0, 0)
     assert (found._held, found._others, found._line) == ({}, {}, {})
 
