@@ -34,11 +34,15 @@ class Appended:
 
 @dataclass(frozen=True, slots=True)
 class RequestReceived:
-    """An envelope arrived from a client, or relayed by a backup. `source` is returned in answers, and opaque here."""
+    """An envelope arrived from a client, or relayed by a backup. `source` is returned in answers, and opaque here.
+
+    peer: the number of the replica that relayed it.
+    """
 
     envelope: Envelope
     relayed: bool
     source: Any = None
+    peer: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

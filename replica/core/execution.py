@@ -57,6 +57,7 @@ class Executor:
 
     clients_changed: whether the last slot changed who may be a client. fresh: for each envelope of the last slot, how
     many of its operations were executed, and not only answered again.
+    again: likewise, how many had been executed before and were only answered again; an opening or a command is one.
     knows_version: the newest version of the application's behaviour that the code here knows.
     """
 
@@ -74,6 +75,7 @@ class Executor:
         self.clients_changed = False
         self.fresh: list[int] = []
         self.versions = Versions(self.table.records)
+        self.again: list[int] = []
         self.slot = 0
         self.operations = 0
 
@@ -136,7 +138,7 @@ class Executor:
         self.table.begin_slot(slot)
         commands_before = self.clients.number
         replies = []
-        self.fresh = []
+        self.fresh, self.again = [], []
         for place, envelope in enumerate(batch.envelopes):
             before = self.operations
             replies.append(Executed(envelope.client, self._execute_envelope(envelope, slot, place)))
@@ -228,10 +230,12 @@ class Executor:
 
     def _execute_envelope(self, envelope: Envelope, slot: int, place: int) -> bytes:
         content = envelope.content
+        self.again.append(0)
         refused = self._refused(envelope)
         if refused is not None:
             return refused
         if isinstance(content, Open):
+            self.again[-1] = int(self.table.opened(envelope.client, content.nonce) is not None)
             status, session_id = self.table.open(envelope.client, content, slot, place)
             return encode_open_reply(OpenReply(content.nonce, status, session_id))
         if isinstance(content, Administer):
@@ -268,8 +272,10 @@ class Executor:
         return self.versions if is_about_versions(command) else self.membership
 
     def _administer(self, content: Administer, slot: int) -> AdministerReply:
+        about = self._about(content.command)
+        self.again[-1] = int(about.known(content) is not None)
         before = self.clients.number
-        reply = self._about(content.command).execute(content, slot)
+        reply = about.execute(content, slot)
         if self.clients.number != before:
             self.table.end_sessions(self.clients.is_allowed)
         return reply
@@ -283,12 +289,13 @@ class Executor:
         results = []
         for number, operation in enumerate(content.operations, content.first):
             result = answer(session, number, slot)
-            if result is None:
-                if number >= end_of_window:
-                    result = Result(Status.OUT_OF_WINDOW, slot, b"")
-                else:
-                    result = self._execute_operation(operation, budget)
-                    session.keep(number, result)
+            if result is not None:
+                self.again[-1] += 1
+            elif number >= end_of_window:
+                result = Result(Status.OUT_OF_WINDOW, slot, b"")
+            else:
+                result = self._execute_operation(operation, budget)
+                session.keep(number, result)
             budget -= len(result.value)
             results.append(result)
         return results

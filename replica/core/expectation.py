@@ -4,11 +4,14 @@ After Aardvark (Clement et al., NSDI 2009, sections 4.3 and 5): what a primary m
 best that was seen in the last n views, and rises as long as it is met. It is one replica's opinion. It leads to SUSPECT
 and to nothing else, and q replicas must share it.
 
-*Slow.* Only requests that this replica handed to the primary and still waits for are looked at: where nobody waits,
-nothing is expected. A request is late if it waits longer than is expected *and* less was executed in the meantime than
-the best view would have done in that time: a primary with much to do is not slow. Time is judged in periods, each
+*Slow.* Only requests that this replica handed to the primary, which those with a claim are (`replica.core.claims`), and
+still waits for are looked at: where nobody waits, nothing is expected. A request is late if it waits longer than is
+expected *and* less was executed in the meantime than the best view would have done in that time: a primary with much to
+do is not slow. Time is judged in periods, each
 as long as the present expectation. One in which as many requests were late as were not is missed, else it is met.
 Misses count twice; so many more misses than met periods that MISSES_MAX is reached, and the primary is slow.
+The same is judged of each client by itself, where there is something to compare with: nobody who is served late is
+outvoted by others who are served at once.
 
   - With views of f other primaries to compare with, of which one is correct if the present one is faulty, the best of
     them waited b ms on average. The expectation begins at BEGIN x b and falls with every met period, to END x b.
@@ -17,8 +20,10 @@ Misses count twice; so many more misses than met periods that MISSES_MAX is reac
     Then its view is what others are compared with, and nobody is left for that any more.
   - It never falls below ENOUGH, so that what lasts a moment anywhere is not taken for slowness.
 
-*Unfair.* The oldest request here, handed to the primary, was overtaken by OVERTAKEN_MAX batches of other clients'
-requests all of which came here later.
+*Unfair.* The oldest claim here, handed to the primary, was overtaken by OVERTAKEN_MAX batches
+(`replica.core.overtaking`).
+
+What was executed before counts for nothing: else a primary would pad its batches with it.
 
 Why correct primaries are not left for ever: a view that executed nothing is the business of patience alone, so each
 view left for this reason brought something, and the rules of doubling and halving are as they were. Each view that this
@@ -29,12 +34,13 @@ of them therefore falls until they meet it. Whoever is behind itself, by a trans
 """
 
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from replica.core.batch import Batch
+from replica.core.overtaking import Done, Overtaking
 from replica.core.patience import Patience
-from replica.core.requests import RequestQueue, Waiting, cost_of
+from replica.core.requests import RequestQueue, Waiting
 
 # Whoever executes what waits within this part of the first patience (250 ms at the usual one) is never called slow.
 ENOUGH_PART = 4
@@ -51,9 +57,10 @@ MISS = 2
 MISSES_MAX = 10
 # A view in which fewer requests that waited here were executed is compared with nothing.
 MEASURED_MIN = 5
-# Batches that may overtake the oldest request. The primary serves clients in turn, but what was proposed before the
-# request came, and what waits for its turn longer because it is larger, comes first.
+# Batches that may overtake the oldest request: some may have been proposed before it came.
 OVERTAKEN_MAX = 16
+# Clients that are judged by themselves at a time; of more the oldest are forgotten.
+CLIENTS_MAX = 8192
 # More failures than this change nothing any more.
 FAILURES_MAX = 40
 
@@ -68,8 +75,36 @@ class Seen:
     span_ms: int
 
 
+@dataclass(slots=True)
+class Tally:
+    """Requests of a period, one client's or all: those that were late, and those that were not; and the misses."""
+
+    late: int = 0
+    on_time: int = 0
+    misses: int = 0
+
+    def count(self, is_late: bool) -> None:
+        """Count a request."""
+        if is_late:
+            self.late += 1
+        else:
+            self.on_time += 1
+
+    def end(self) -> bool | None:
+        """End a period; say whether it was met, None if nothing can be said of it."""
+        late, on_time = self.late, self.on_time
+        self.late = self.on_time = 0
+        if not late + on_time:
+            return None
+        if late >= on_time:
+            self.misses += MISS
+            return False
+        self.misses = max(0, self.misses - 1)
+        return True
+
+
 class Expectation:
-    """One replica's; times in milliseconds of a clock that never goes back, work in units of `requests.cost_of`.
+    """One replica's; times in milliseconds of a clock that never goes back, work in units of `line.cost_of`.
 
     Invariant: enough_ms <= floor_ms <= expected_ms.
     """
@@ -87,7 +122,10 @@ class Expectation:
         self._began_ms = now_ms
         self._from_ms = now_ms  # what waited before is not this primary's doing
         self._judged_ms = now_ms
-        self._misses = self._met = self._late = self._on_time = 0
+        self._met = 0
+        self._all = Tally()
+        self._clients: dict[bytes, Tally] = {}
+        self._overtaking = Overtaking(2 * self._f + 1)
         self._executed = self._has_failed = False
         self._waits = self._waited_ms = 0
         self._work = self._span_ms = 0
@@ -118,42 +156,55 @@ class Expectation:
     def excuse(self, now_ms: int) -> None:
         """Note that this replica is behind by itself: what waited until now is nobody else's doing."""
         self._from_ms = self._judged_ms = now_ms
-        self._late = self._on_time = 0
+        for tally in (self._all, *self._clients.values()):
+            tally.late = tally.on_time = 0
 
-    def executed(self, batch: Batch, requests: RequestQueue, now_ms: int) -> None:
-        """Note that this batch was executed; `requests` still holds what of it waited here."""
+    def executed(self, batch: Batch, requests: RequestQueue, now_ms: int, again: Sequence[int] = ()) -> None:
+        """Note that this batch was executed; `requests` still holds what of it waited here.
+
+        again: how many operations of each envelope had been executed before; () if none.
+        """
         self._executed = True
-        self._count_work(batch, now_ms)
-        oldest = requests.oldest()
-        if oldest is None:
-            return
-        known = [requests.find(envelope) for envelope in batch.envelopes]
-        for waiting in known:
-            if waiting is not None:
-                waited_ms = self._waited(waiting, now_ms)
+        done = _done(batch, requests, again)
+        self._count_work(sum(one.work for one in done), now_ms)
+        for waiting in (one.waiting for one in done):
+            if waiting is not None and waiting.claimed_ms is not None:
                 self._waits += 1
-                self._waited_ms += waited_ms
-                if self._is_late(waiting, requests.work, now_ms):
-                    self._late += 1
-                else:
-                    self._on_time += 1
-        self._count_overtaking(oldest, known, now_ms)
+                self._waited_ms += self._waited(waiting, now_ms)
+                is_late = self._is_late(waiting, requests.work, now_ms)
+                self._all.count(is_late)
+                self._tally(waiting).count(is_late)
+        self._overtaking.executed(done, requests, now_ms, self.enough_ms)
 
     def is_disappointed(self, requests: RequestQueue, now_ms: int) -> bool:
         """Say whether the present primary is too slow or unfair. Once it was, that is this view's failure."""
         if not self._executed:
             return False
-        oldest = requests.oldest()
-        self._judge(oldest is not None and self._is_late(oldest, requests.work, now_ms), now_ms)
+        oldest = requests.claims.oldest()
+        late = oldest if oldest is not None and self._is_late(oldest, requests.work, now_ms) else None
+        self._judge(late, now_ms)
         is_unfair = oldest is not None and oldest.overtaken >= OVERTAKEN_MAX << self._lenience
         is_unfair = is_unfair and now_ms - self._began_ms >= self._patience.first_ms
-        if self._misses < MISSES_MAX and not is_unfair:
+        if not (is_unfair or self._is_slow):
             return False
         self._has_failed = True
         return True
 
+    @property
+    def _is_slow(self) -> bool:
+        if self._all.misses >= MISSES_MAX:
+            return True
+        return self.best is not None and any(tally.misses >= MISSES_MAX for tally in self._clients.values())
+
+    def _tally(self, waiting: Waiting) -> Tally:
+        tally = self._clients.setdefault(waiting.envelope.client, Tally())
+        if len(self._clients) > CLIENTS_MAX:
+            del self._clients[next(iter(self._clients))]
+        return tally
+
     def _waited(self, waiting: Waiting, now_ms: int) -> int:
-        return now_ms - max(waiting.since_ms, self._from_ms)
+        since_ms = waiting.since_ms if waiting.claimed_ms is None else waiting.claimed_ms
+        return now_ms - max(since_ms, self._from_ms)
 
     def _is_late(self, waiting: Waiting, work: int, now_ms: int) -> bool:
         """Say whether a request waits, or waited, too long, and too little was executed meanwhile."""
@@ -166,35 +217,37 @@ class Expectation:
         done = (work - waiting.work_before) * self.best.span_ms * self.expected_ms
         return done < self.best.work * waited_ms * self.best.wait_ms
 
-    def _judge(self, oldest_is_late: bool, now_ms: int) -> None:
-        """End a period, if it has lasted as long as one and something can be said of it."""
-        late = self._late + oldest_is_late
-        if now_ms - self._judged_ms < self.expected_ms or not late + self._on_time:
+    def _judge(self, late: Waiting | None, now_ms: int) -> None:
+        """End a period, if it has lasted as long as one and something can be said of it. late: what still waits."""
+        if now_ms - self._judged_ms < self.expected_ms:
             return
-        if late >= self._on_time:
-            self._misses += MISS
-        else:
+        if late is not None:
+            self._all.late += 1
+            self._tally(late).late += 1
+        met = self._all.end()
+        if met is None:
+            return
+        for tally in self._clients.values():
+            tally.end()
+        if met:
             self._met += 1
-            self._misses = max(0, self._misses - 1)
             shorter = self.expected_ms - max(1, self.expected_ms // RAISE_PART)
             self.expected_ms = max(self.floor_ms, shorter)
         self._judged_ms = now_ms
-        self._late = self._on_time = 0
 
-    def _count_work(self, batch: Batch, now_ms: int) -> None:
+    def _count_work(self, work: int, now_ms: int) -> None:
         # Time in which nothing was executed at all does not count: nobody may have asked for anything.
         bucket = now_ms // self._patience.first_ms
         if bucket != self._bucket:
             self._bucket = bucket
             self._span_ms += self._patience.first_ms
-        self._work += sum(map(cost_of, batch.envelopes))
+        self._work += work
 
-    def _count_overtaking(self, oldest: Waiting, known: Collection[Waiting | None], now_ms: int) -> None:
-        since_ms = oldest.relayed_ms
-        # What is executed soon after the request was handed over may have been proposed before.
-        if since_ms is None or now_ms - since_ms <= self.enough_ms or not known:
-            return
-        # Of a request that never came here nobody can say whether it came later.
-        client = oldest.envelope.client
-        if all(one is not None and one.envelope.client != client for one in known):
-            oldest.overtaken += 1
+
+def _done(batch: Batch, requests: RequestQueue, again: Sequence[int]) -> list[Done]:
+    """Return what a batch executed, each envelope once."""
+    found: dict[bytes, Done] = {}
+    for envelope, before in zip(batch.envelopes, again or [0] * len(batch.envelopes), strict=True):
+        done = Done(envelope, requests.work_of(envelope, before), requests.find(envelope))
+        found.setdefault(envelope.digest(), done)
+    return list(found.values())

@@ -1,6 +1,5 @@
 """What a shell may look at of a core: nothing here changes anything."""
 
-from replica.core import requests
 from replica.core.catchup import CatchUp
 from replica.core.cut import AgreedCut
 from replica.core.envelope import Envelope
@@ -112,7 +111,7 @@ class Inspection:
 
     def has_room_for(self, client: bytes) -> bool:
         """Say whether this client may have another request waiting, as far as their number goes."""
-        return len(self._known.requests.of(client)) < requests.REQUESTS_PER_CLIENT_MAX
+        return self._known.requests.has_room_for(client)
 
     def waiting_for(self, log: int) -> str | None:
         """Return what the next entry of `log` waits for, in words, or None."""

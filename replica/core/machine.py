@@ -72,6 +72,7 @@ from replica.core.quotas import NO_QUOTA
 from replica.core.relays import Relays
 from replica.core.replays import Replays, answered_by
 from replica.core.requests import QueueFullError
+from replica.core.rooms import DIRECT
 from replica.core.rules import Reading, Violation, Wait, apply_entry, apply_opening, judge
 from replica.core.snapshot import MilestoneRule, Snapshot
 
@@ -228,20 +229,23 @@ class ReplicaCore(Inspection):
             else:
                 self._effects.extend(self._replays.give(self.executor, envelope, event.source))
             return
-        if event.relayed and self._known.requests.was_executed(envelope, self._known.now_ms):
+        now_ms, is_backup = self._known.now_ms, self.primary != self.number
+        pauses = 1 if event.relayed else 2
+        if (event.relayed or is_backup) and self._known.requests.was_executed(envelope, now_ms, pauses=pauses):
             # What has no effect leaves no trace in the client table, and would be ordered again and again while relays
             # of it are under way. Not never: who relayed it may have skipped its execution, by a transfer.
             return
         quota = NO_QUOTA if event.relayed else self.executor.quota_of(envelope)
         try:
-            waiting = self._known.requests.add(envelope, self._known.now_ms, quota)
+            peer = DIRECT if event.peer is None else event.peer
+            waiting = self._known.requests.add(envelope, now_ms, quota, peer=peer)
         except QueueFullError as full:
             self.refusals["relay-queue-full" if event.relayed else full.reason] += 1
             if not event.relayed:  # whoever relays keeps the request, and tries again
                 self._effects.append(Refuse(event.source, "busy", str(full)))
             return
-        if waiting is not None and self.primary != self.number and not event.relayed:
-            self._effects.extend(self._relays.arrived(waiting, self.primary, self._known.now_ms))
+        if waiting is not None and waiting.claimed_ms is not None and is_backup and not event.relayed:
+            self._effects.extend(self._relays.arrived(waiting, self.primary, now_ms))
 
     def _on_tick(self, event: Tick) -> None:
         self._known.now_ms = event.now_ms
@@ -442,10 +446,11 @@ class ReplicaCore(Inspection):
     def _execute(self, slot: int, batch: Batch) -> None:
         replies = self.executor.execute(slot, batch)
         self._known.executed = slot
-        self._pen.expectation.executed(batch, self._known.requests, self._known.now_ms)
-        for envelope, fresh in zip(batch.envelopes, self.executor.fresh, strict=True):
-            self._known.requests.charge(envelope, fresh, self.executor.quota_of(envelope), self._known.now_ms)
-            self.patience.executed(self._known.requests.executed(envelope, self._known.now_ms))
+        requests, now_ms, executor = self._known.requests, self._known.now_ms, self.executor
+        self._pen.expectation.executed(batch, requests, now_ms, executor.again)
+        for envelope, fresh, again in zip(batch.envelopes, executor.fresh, executor.again, strict=True):
+            requests.charge(envelope, fresh, executor.quota_of(envelope), now_ms)
+            self.patience.executed(requests.executed(envelope, now_ms, again))
         answered = self._drop_what_is_answered(batch)
         self._known.ends = self.executor.membership.last_slot_of(self.genesis.list_number)
         last = slot == self._known.ends

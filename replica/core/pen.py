@@ -150,8 +150,8 @@ class Pen:
         # A primary whose log stopped at a violation can do nothing more here, requests or not; one that leaves the cut
         # behind keeps logs from being truncated.
         known, proposer = self._known, primary(self.view, self._known.genesis.n)
-        oldest = known.requests.oldest()
-        since = None if oldest is None else oldest.since_ms
+        oldest = known.requests.claims.oldest()
+        since = None if oldest is None else oldest.claimed_ms
         if proposer in known.blind or known.cut_lags or self._patience.has_ended(since, known.now_ms):
             return Suspect(self.view)
         # What a primary is to itself, it would take for slowness when it has much to do.

@@ -36,7 +36,7 @@ class Relays:
         """Return what is to be handed over in this tick."""
         had: Counter[bytes] = Counter()
         line: list[tuple[int, Waiting]] = []
-        for waiting in self._requests:
+        for waiting in self._requests.claims:
             if now_ms >= waiting.relay_at_ms:
                 client = waiting.envelope.client
                 had[client] += len(waiting.envelope.raw)

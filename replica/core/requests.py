@@ -1,31 +1,26 @@
-"""Requests that wait to be ordered: bounded, one queue per client, served in turn by what they cost.
+"""Requests that wait to be ordered: bounded, and served in turn by what they cost (`replica.core.line`).
 
 A replica keeps what clients sent it until it is executed: the primary to propose it, a backup to hand it to the
 primary. Serving clients in turn keeps one client's flood from another's way.
 
-A turn is worth the same to everybody: deficit round robin (Shreedhar and Varghese, SIGCOMM 1995) with a quantum of one
-unit, which is one operation or one KiB, whichever an envelope has more of. An envelope that costs c is served in the
-c-th round after its client's turn came; one whose client has nothing waiting saves nothing up. Rounds that serve nobody
-are not walked through: a heap holds the round in which each client's first envelope is due, so that an envelope taken
-costs O(log clients), whatever others wait for. One client's requests keep their order.
+One client's requests keep their order, except that what a backup relayed is a lane of its own, with its own turns and
+its own room: what a client hands over itself cannot keep out what a backup is patient for (`replica.core.claims`).
 """
 
-import heapq
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from replica.core.batch import BATCH_OVERHEAD_MAX
-from replica.core.envelope import Envelope, Operations
-from replica.core.genesis import KIB, MIB, Limits
+from replica.core.claims import Claims
+from replica.core.envelope import Envelope
+from replica.core.genesis import Limits
+from replica.core.line import Line, cost_of, operations_of
 from replica.core.quotas import NO_QUOTA, Buckets, Quota
+from replica.core.rooms import DIRECT, REQUESTS_PER_CLIENT_MAX, Lane, Rooms
 
-REQUESTS_MAX = 8192
 # Digests of executed requests that are remembered.
 EXECUTED_MAX = 8192
 EXECUTED_PAUSE_MS = 500
-REQUEST_BYTES_MAX = 64 * MIB
-REQUESTS_PER_CLIENT_MAX = 256
-REQUEST_BYTES_PER_CLIENT_MAX = 16 * MIB
 # An own batch holds no more operations than this, or one envelope: a batch is executed whole, and whoever comes next
 # waits for that. The agreed limits alone would allow hundreds of thousands of small operations, seconds of work.
 BATCH_OPERATIONS_MAX = 2048
@@ -33,8 +28,6 @@ BATCH_OPERATIONS_MAX = 2048
 # waits for all of that, whatever its turn. It takes a few hundred operations under way to keep a cluster busy; 4,096
 # KiB is one full batch at the usual limits.
 UNDER_WAY_MAX = 4096
-# Entries of the heap that stand for nothing any more, beyond as many as stand for something, before it is made anew.
-STALE_MAX = 64
 # How long a backup waits before it hands a request to the primary for the second time.
 RELAY_PAUSE_MS = 300
 
@@ -43,65 +36,55 @@ RELAY_PAUSE_MS = 300
 class Waiting:
     """A request that is not executed yet. Times in milliseconds.
 
-    In the present view: relayed_ms: when it was handed to the primary first. overtaken: batches of which that is said
-    (`replica.core.expectation`). work_before: the queue's `work` when the view began, or when this came later.
+    peer: the replica that relayed it, DIRECT if its client handed it over. claimed_ms: when it was given a claim, if it
+    was (`replica.core.claims`).
 
-    answered: its first operations of which it is known that they need no execution any more.
+    In the present view: relayed_ms: when it was handed to the primary first. overtaken: batches of which that is said
+    (`replica.core.expectation`). work_before: the queue's `work` when the view began, or when this was given its claim
+    later.
+
+    charged: its operations were taken out of its client's bucket. answered: its first operations of which it is known
+    that they need no execution any more.
     """
 
     envelope: Envelope
     digest: bytes
     since_ms: int
     work_before: int
+    peer: int = DIRECT
+    claimed_ms: int | None = None
     relay_at_ms: int = 0
     relay_pause_ms: int = RELAY_PAUSE_MS
     relayed_ms: int | None = None
     overtaken: int = 0
     proposed: bool = False
-    charged: bool = False  # its operations were taken out of its client's bucket
+    charged: bool = False
     answered: int = 0
 
-
-@dataclass(slots=True)
-class Turn:
-    """A client's place in the line: its first request is due `since_round` + its cost, after whoever came before."""
-
-    since_round: int
-    due_round: int
-    place: int
-
-
-def operations_of(envelope: Envelope) -> int:
-    """Return how many operations an envelope asks for; opening a session is one."""
-    content = envelope.content
-    return len(content.operations) if isinstance(content, Operations) else 1
-
-
-def cost_of(envelope: Envelope) -> int:
-    """Return what an envelope costs, in units: its operations or its KiB (rounded up), whichever is more."""
-    return max(operations_of(envelope), -(-len(envelope.raw) // KIB))
+    @property
+    def lane(self) -> Lane:
+        """Its client, and who handed it over."""
+        return self.envelope.client, self.peer
 
 
 class RequestQueue:
     """Requests by digest, and per client in order of arrival.
 
-    work: what all requests executed so far cost, in units; it never falls.
+    claims: which of them are handed to the primary. work: what all requests executed so far cost, in units, as far as
+    they were not executed before; it never falls.
     """
 
     def __init__(self, limits: Limits) -> None:
         self.work = 0
+        self.claims = Claims()
         self._limits = limits
         self._waiting: dict[bytes, Waiting] = {}
-        self._unproposed: dict[bytes, dict[bytes, Waiting]] = {}  # client -> digest -> request
-        self._turns: dict[bytes, Turn] = {}  # of the clients in _unproposed
-        self._line: list[tuple[int, int, bytes]] = []  # heap: due round, place, client; stale unless as in _turns
+        self._line = Line()  # of those to be proposed
         self._under_way = 0  # what is proposed costs so much
-        self._round = 0
-        self._places = 0
-        self._by_client: dict[bytes, dict[bytes, Waiting]] = {}  # as above, those proposed included
-        self._client_bytes: dict[bytes, int] = {}
-        self._bytes = 0
+        self._by_client: dict[bytes, dict[bytes, Waiting]] = {}  # client -> digest -> request, proposed or not
+        self._rooms = Rooms()
         self._buckets = Buckets()
+        self._now_ms = 0
         self._executed: dict[bytes, tuple[int, int]] = {}  # digest -> how often, when last; the latest last
 
     def __len__(self) -> int:
@@ -113,34 +96,39 @@ class RequestQueue:
     @property
     def unproposed(self) -> bool:
         """Say whether anything waits to be proposed."""
-        return bool(self._unproposed)
+        return bool(self._line.lanes)
 
-    def add(self, envelope: Envelope, now_ms: int, quota: Quota = NO_QUOTA) -> Waiting | None:
+    def add(self, envelope: Envelope, now_ms: int, quota: Quota = NO_QUOTA, *, peer: int = DIRECT) -> Waiting | None:
         """Take a request; return None if it waits already. QueueFullError, changing nothing, if there is no room.
 
-        quota: its client's, if this replica has it from the client itself.
+        quota: its client's, if this replica has it from the client itself. peer: the replica that relayed it.
         """
         digest = envelope.digest()
-        if digest in self._waiting:
+        known = self._waiting.get(digest)
+        if known is not None:
+            self._hand_over(known, peer)
             return None
-        size = len(envelope.raw)
-        count, taken = len(self.of(envelope.client)), self._client_bytes.get(envelope.client, 0)
-        if len(self._waiting) >= REQUESTS_MAX or self._bytes + size > REQUEST_BYTES_MAX:
-            raise QueueFullError("this replica has too many requests waiting; send again later")
-        if count >= REQUESTS_PER_CLIENT_MAX or taken + size > REQUEST_BYTES_PER_CLIENT_MAX:
-            raise QueueFullError("this client has too many requests waiting; wait for replies before sending more")
-        waiting = Waiting(envelope, digest, now_ms, self.work)
+        problem = self._rooms.problem((envelope.client, peer), len(envelope.raw))
+        if problem is not None:
+            raise QueueFullError(problem)
+        self._now_ms = max(self._now_ms, now_ms)
+        waiting = Waiting(envelope, digest, now_ms, self.work, peer)
         if quota is not NO_QUOTA:
-            self._keep_to(quota, waiting, count, taken)
+            self._keep_to(quota, waiting)
         self._waiting[digest] = waiting
         self._by_client.setdefault(envelope.client, {})[digest] = waiting
-        self._client_bytes[envelope.client] = taken + size
-        self._bytes += size
-        self._line_up(waiting)
+        self._rooms.add(waiting.lane, len(envelope.raw))
+        self._line.add(waiting)
+        self.claims.add(waiting, self._now_ms, self.work)
         return waiting
 
-    def _keep_to(self, quota: Quota, waiting: Waiting, count: int, taken: int) -> None:
+    def has_room_for(self, client: bytes) -> bool:
+        """Say whether a client may hand over one more request, as far as their number goes."""
+        return self._rooms.count[client, DIRECT] < REQUESTS_PER_CLIENT_MAX
+
+    def _keep_to(self, quota: Quota, waiting: Waiting) -> None:
         """Charge a request to its client; OverQuotaError if it is over quota with what waits already."""
+        count, taken = self._rooms.count[waiting.lane], self._rooms.bytes[waiting.lane]
         envelope, now_ms, rate = waiting.envelope, waiting.since_ms, quota.operations_per_s
         if quota.envelopes and count >= quota.envelopes:
             raise OverQuotaError(f"{quota.envelopes} requests waiting at a time")
@@ -161,6 +149,18 @@ class RequestQueue:
         if waiting is None or not waiting.charged:
             self._buckets.charge(envelope.client, operations, quota.operations_per_s, now_ms)
 
+    def _hand_over(self, waiting: Waiting, peer: int) -> None:
+        """Move what its client handed over, perhaps behind much else, to the places of who is patient for it."""
+        size = len(waiting.envelope.raw)
+        if waiting.peer != DIRECT or peer == DIRECT or waiting.proposed:
+            return
+        if self._rooms.problem((waiting.envelope.client, peer), size) is None:
+            self._line.withdraw(waiting)
+            self._rooms.remove(waiting.lane, size)
+            waiting.peer = peer
+            self._rooms.add(waiting.lane, size)
+            self._line.add(waiting)
+
     def find(self, envelope: Envelope) -> Waiting | None:
         """Return the waiting request with these bytes."""
         return self._waiting.get(envelope.digest())
@@ -176,7 +176,7 @@ class RequestQueue:
             return taken
         room = self._limits.batch_bytes_max - BATCH_OVERHEAD_MAX
         operations = 0
-        while len(taken) < self._limits.batch_envelopes_max and (waiting := self._next_due()) is not None:
+        while len(taken) < self._limits.batch_envelopes_max and (waiting := self._line.first()) is not None:
             envelope = waiting.envelope
             size = len(envelope.raw) + 4
             operations += operations_of(envelope)
@@ -186,54 +186,23 @@ class RequestQueue:
             waiting.proposed = True
             self._under_way += cost_of(envelope)
             taken.append(envelope)
-            self._round = self._turns[envelope.client].due_round
-            heapq.heappop(self._line)
-            self._withdraw(waiting)
-            if envelope.client in self._unproposed:
-                self._take_place(envelope.client)
+            self._line.take(waiting)
         return taken
 
-    def _next_due(self) -> Waiting | None:
-        """Return the request at the front of the line, which stays there."""
-        while self._line:
-            due, place, client = self._line[0]
-            turn = self._turns.get(client)
-            if turn is None or (turn.due_round, turn.place) != (due, place):
-                heapq.heappop(self._line)
-                continue
-            first = next(iter(self._unproposed[client].values()))
-            if turn.since_round + cost_of(first.envelope) > due:
-                # What was first is executed already, and what comes next costs more.
-                heapq.heappop(self._line)
-                self._take_place(client, turn.since_round)
-                continue
-            return first
-        return None
+    def work_of(self, envelope: Envelope, again: int) -> int:
+        """Return what executing this costs, in units: nothing for what was executed before.
 
-    def _line_up(self, waiting: Waiting) -> None:
-        """Add a request to those to be proposed."""
-        client = waiting.envelope.client
-        queue = self._unproposed.get(client)
-        if queue is not None:
-            queue[waiting.digest] = waiting
-        else:
-            self._unproposed[client] = {waiting.digest: waiting}
-            self._take_place(client)
+        again: so many of its operations were. Of what had no effect only a digest is remembered.
+        """
+        if envelope.digest() in self._executed:
+            return 0
+        operations = operations_of(envelope)
+        return -(-cost_of(envelope) * (operations - again) // operations)
 
-    def _take_place(self, client: bytes, since_round: int | None = None) -> None:
-        """Put a client into the line, to pay for its first request from this round on; from now on if None."""
-        first = next(iter(self._unproposed[client].values()))
-        since = self._round if since_round is None else since_round
-        self._places += 1
-        turn = self._turns[client] = Turn(since, since + cost_of(first.envelope), self._places)
-        heapq.heappush(self._line, (turn.due_round, turn.place, client))
-        if len(self._line) > 2 * len(self._turns) + STALE_MAX:
-            self._line = [(turn.due_round, turn.place, client) for client, turn in self._turns.items()]
-            heapq.heapify(self._line)
-
-    def executed(self, envelope: Envelope, now_ms: int = 0) -> int | None:
+    def executed(self, envelope: Envelope, now_ms: int = 0, again: int = 0) -> int | None:
         """Forget a request that was executed; return since when it waited here, or None if it did not."""
-        self.work += cost_of(envelope)
+        self.work += self.work_of(envelope, again)
+        self._now_ms = max(self._now_ms, now_ms)
         digest = envelope.digest()
         times, _ = self._executed.pop(digest, (0, 0))
         self._executed[digest] = (times + 1, now_ms)
@@ -241,10 +210,14 @@ class RequestQueue:
             del self._executed[next(iter(self._executed))]
         return self._forget(digest)
 
-    def was_executed(self, envelope: Envelope, now_ms: int) -> bool:
-        """Say whether this envelope, with or without effect, was executed lately: for each time twice as long ago."""
+    def was_executed(self, envelope: Envelope, now_ms: int, *, pauses: int = 1) -> bool:
+        """Say whether this envelope, with or without effect, was executed lately: for each time twice as long ago.
+
+        pauses: how many times as long counts as lately. A backup waits for twice as long as the primary, so that it
+        is patient for nothing that a primary which executed it a little later does not take yet.
+        """
         times, at_ms = self._executed.get(envelope.digest(), (0, 0))
-        return times > 0 and now_ms - at_ms < EXECUTED_PAUSE_MS << min(times, 16)
+        return times > 0 and now_ms - at_ms < pauses * EXECUTED_PAUSE_MS << min(times, 16)
 
     def drop(self, waiting: Waiting) -> None:
         """Forget a request that needs no execution any more."""
@@ -256,10 +229,8 @@ class RequestQueue:
 
     def begin_view(self, carried: Iterable[Envelope]) -> None:
         """Let everything that is not executed be proposed or relayed anew, except what the new view carries."""
-        self._unproposed.clear()
-        self._turns.clear()
-        self._line.clear()
         self._under_way = 0
+        proposed = [waiting for waiting in self._waiting.values() if waiting.proposed]
         for waiting in self._waiting.values():
             waiting.proposed = False
             waiting.relay_at_ms = 0
@@ -272,32 +243,25 @@ class RequestQueue:
             if waiting_too is not None and not waiting_too.proposed:
                 waiting_too.proposed = True
                 self._under_way += cost_of(envelope)
-        for waiting in self._waiting.values():
-            if not waiting.proposed:
-                self._line_up(waiting)
+        self._line.begin_view(
+            (waiting for waiting in self._waiting.values() if not waiting.proposed),
+            (waiting.lane for waiting in proposed if not waiting.proposed),
+        )
 
     def _forget(self, digest: bytes) -> int | None:
         waiting = self._waiting.pop(digest, None)
         if waiting is None:
             return None
-        self._withdraw(waiting)
+        self._line.withdraw(waiting)
         if waiting.proposed:
             self._under_way -= cost_of(waiting.envelope)
-        size = len(waiting.envelope.raw)
-        self._bytes -= size
-        client = waiting.envelope.client
-        mine = self._by_client[client]
+        self._rooms.remove(waiting.lane, len(waiting.envelope.raw))
+        mine = self._by_client[waiting.envelope.client]
         del mine[digest]
-        self._client_bytes[client] -= size
         if not mine:
-            del self._by_client[client], self._client_bytes[client]
+            del self._by_client[waiting.envelope.client]
+        self.claims.remove(waiting, self._now_ms, self.work)
         return waiting.since_ms
-
-    def _withdraw(self, waiting: Waiting) -> None:
-        """Take a request out of those to be proposed."""
-        queue = self._unproposed.get(waiting.envelope.client)
-        if queue is not None and queue.pop(waiting.digest, None) is not None and not queue:
-            del self._unproposed[waiting.envelope.client], self._turns[waiting.envelope.client]
 
 
 class QueueFullError(Exception):

@@ -6,7 +6,10 @@ are kept, within a window of numbers and a budget of bytes. Sessions are bounded
 client's longest idle session first, then the longest idle of all.
 
 An opening carries a nonce and the slot after which it is void. While it is not void its nonce is remembered, even if
-its session is already evicted, so a captured opening can be replayed to no effect.
+its session is already evicted, so a captured opening can be replayed to no effect. Of one client only so many are
+remembered: a new one takes the place of that which becomes void first, and must itself become void later than that. So
+what was displaced cannot be replayed either: as long as it is not void, all that are remembered become void no sooner
+than it, and there are as many as there may be.
 
 Everything here is a function of the executed batches alone: no clock, no set order.
 
@@ -37,6 +40,8 @@ from replica.core.state import BucketedMap
 OPENING_INTERVALS_MAX = 8
 # Openings remembered at a time; more are answered BUSY.
 OPENINGS_MAX = 65536
+# Those of one client: so it takes many keys to have everybody else answered BUSY.
+OPENINGS_PER_CLIENT_MAX = 128
 # Bytes of results kept per session; beyond, the oldest results are forgotten (never their numbers). All of them in one
 # reply still fit a frame.
 SESSION_RESULT_BYTES_MAX = 6 * MIB
@@ -138,6 +143,10 @@ class _Opening:
     void_after: int
 
 
+def _order(key: bytes, opening: _Opening) -> tuple[int, int, int, bytes]:
+    return opening.void_after, opening.session.slot, opening.session.place, key
+
+
 class ClientTable:
     """All sessions and the openings that are not yet void."""
 
@@ -148,7 +157,9 @@ class ClientTable:
         # (last slot, id), longest idle first: finding whom to evict must not take longer the more sessions there are.
         self._by_idleness: SortedDict = SortedDict()
         self._openings: dict[bytes, _Opening] = {}
-        self._voids: dict[int, list[bytes]] = {}
+        self._voids: dict[int, dict[bytes, None]] = {}
+        # client -> (void after, slot, place, key), what becomes void first first
+        self._openings_of: dict[bytes, SortedDict] = {}
         self._records = BucketedMap()
         self._touched: dict[SessionId, None] = {}
 
@@ -166,6 +177,8 @@ class ClientTable:
                 table._restore_opening(key, value)
         if len(table) > limits.sessions_max or len(table._openings) > OPENINGS_MAX:
             raise LayoutError(f"{len(table)} sessions and {len(table._openings)} openings are too many")
+        if any(len(mine) > OPENINGS_PER_CLIENT_MAX for mine in table._openings_of.values()):
+            raise LayoutError(f"a client has more than {OPENINGS_PER_CLIENT_MAX} openings")
         table._records = records
         return table
 
@@ -192,9 +205,8 @@ class ClientTable:
 
     def begin_slot(self, slot: int) -> None:
         """Forget openings that became void before `slot`."""
-        for key in self._voids.pop(slot - 1, ()):
-            del self._openings[key]
-            self._records.delete(b"o" + key)
+        for key in list(self._voids.get(slot - 1, ())):
+            self._forget(key)
         self._records.commit()
 
     def open(self, client: bytes, content: Open, slot: int, place: int) -> tuple[Status, SessionId]:
@@ -207,7 +219,13 @@ class ClientTable:
         known = self._openings.get(key)
         if known is not None:
             return Status.OK, known.session
-        if len(self._openings) >= OPENINGS_MAX:
+        mine = self._openings_of.get(client, ())
+        if len(mine) >= OPENINGS_PER_CLIENT_MAX:
+            void_first, *_, displaced = mine.peekitem(0)[0]
+            if content.void_after <= void_first:
+                return Status.BUSY, nowhere
+            self._forget(displaced)
+        elif len(self._openings) >= OPENINGS_MAX:
             return Status.BUSY, nowhere
         self._make_room(client)
         session = Session(SessionId(slot, place), client, slot)
@@ -272,7 +290,19 @@ class ClientTable:
 
     def _remember(self, key: bytes, opening: _Opening) -> None:
         self._openings[key] = opening
-        self._voids.setdefault(opening.void_after, []).append(key)
+        self._voids.setdefault(opening.void_after, {})[key] = None
+        self._openings_of.setdefault(key[:PUBLIC_KEY_SIZE], SortedDict())[_order(key, opening)] = None
+
+    def _forget(self, key: bytes) -> None:
+        """Forget an opening."""
+        opening, client = self._openings.pop(key), key[:PUBLIC_KEY_SIZE]
+        voids, mine = self._voids[opening.void_after], self._openings_of[client]
+        del voids[key], mine[_order(key, opening)]
+        if not voids:
+            del self._voids[opening.void_after]
+        if not mine:
+            del self._openings_of[client]
+        self._records.delete(b"o" + key)
 
     def _make_room(self, client: bytes) -> None:
         mine = self._by_client.get(client, {})

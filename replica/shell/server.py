@@ -147,7 +147,8 @@ class ServerConnection(AcceptedConnection):
             if self.role == "client":
                 self._node.measures.requested(envelope)
             self._node.tracing.received(envelope)
-            self._node.post(RequestReceived(envelope, relayed=self.role == "replica", source=self))
+            relayed = self.role == "replica"
+            self._node.post(RequestReceived(envelope, relayed, source=self, peer=self.replica))
 
     def needs_no_order(self, envelope: Envelope) -> bool:
         """Deal with what is answered, waits already or finds no room: who asks is known, so no signature is needed."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from replica.core.inbox import EARLY_GROUPS_MAX, WAITING_ENTRIES_MAX
-from replica.core.requests import REQUESTS_PER_CLIENT_MAX
+from replica.core.rooms import REQUESTS_PER_CLIENT_MAX
 from replica.sim.scenario import Scenario
 from replica.sim.witness import Bound
 

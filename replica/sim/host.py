@@ -248,7 +248,7 @@ class Host:
             self.world.counts["refused-envelopes"] += 1
             return
         relayed = source < self.genesis.n
-        self.handle(events.RequestReceived(envelope, relayed, source))
+        self.handle(events.RequestReceived(envelope, relayed, source, source if relayed else None))
 
     # The state, for those who were away.
 

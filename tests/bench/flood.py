@@ -27,7 +27,7 @@ from client.queries import number_in
 from client.surroundings import file_system_of
 from replica.apps import kv
 from replica.cluster.keys import ClientKey
-from replica.core.requests import REQUESTS_PER_CLIENT_MAX
+from replica.core.rooms import REQUESTS_PER_CLIENT_MAX
 from tests.bench.programs import Program, module
 from tests.bench.report import RESULTS, surroundings, table, write_into
 

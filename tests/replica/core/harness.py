@@ -217,7 +217,7 @@ class Cluster:
                 self.in_flight.append((replica, Appended(group)))
                 self.publish(group)
             elif isinstance(effect, Relay) and effect.to in self.cores:
-                self.in_flight.append((effect.to, RequestReceived(effect.envelope, relayed=True)))
+                self.in_flight.append((effect.to, RequestReceived(effect.envelope, relayed=True, peer=replica)))
             elif isinstance(effect, Fetch) and effect.ask in self.cores:
                 holder = self.cores[effect.ask]
                 for group in self.logs[effect.log].groups:

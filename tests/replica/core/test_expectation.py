@@ -181,7 +181,7 @@ def test_what_waited_before_the_view_is_not_its_primarys_doing():
     watched.wait(100)
     for envelope in old:
         watched.execute(envelope)
-    assert watched.expectation._late == 0
+    assert watched.expectation._all.late == 0
 
 
 def test_whoever_is_behind_itself_judges_nobody():
@@ -194,7 +194,7 @@ def test_whoever_is_behind_itself_judges_nobody():
         watched.look()
     watched.execute(envelope)
     assert watched.suspected is None
-    assert watched.expectation._misses == 0
+    assert watched.expectation._all.misses == 0
 
 
 def overloaded(watched: Watched, seconds: int, wait_ms: int, per_100_ms: int) -> None:
@@ -416,7 +416,7 @@ def test_a_request_counts_from_when_it_was_handed_to_the_primary_first():
 
 def test_what_is_executed_is_noted_before_it_is_forgotten(monkeypatch: pytest.MonkeyPatch):
     seen: list[int] = []
-    monkeypatch.setattr(Expectation, "executed", lambda _, batch, requests, now_ms: seen.append(len(requests)))
+    monkeypatch.setattr(Expectation, "executed", lambda _, batch, requests, now_ms, again: seen.append(len(requests)))
     core = make_core(G, 2)
     envelope = FakeClient(G).operations(kv.get(b"k"))
     core._known.requests.add(envelope, 0)

@@ -7,8 +7,7 @@ import random
 import pytest
 
 from replica.apps import kv
-from replica.core import replays
-from replica.core import requests as requests_module
+from replica.core import replays, rooms
 from replica.core.entries import Commit, Entry, Prepare, PrePrepare, Suspect, ViewChange, decode_entry
 from replica.core.envelope import Status, decode_reply
 from replica.core.events import (
@@ -433,7 +432,7 @@ def test_one_number_with_two_operations_runs_one_of_them_the_same_everywhere():
 
 
 def test_a_full_queue_is_said_to_the_sender_only(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(requests_module, "REQUESTS_MAX", 1)
+    monkeypatch.setattr(rooms, "REQUESTS_MAX", 1)
     core = make_core(G, 1)
     core.handle(RequestReceived(FakeClient(G, 100).open(), relayed=False))
     effects = core.handle(RequestReceived(FakeClient(G, 101).open(), relayed=False, source="somebody"))
@@ -442,7 +441,7 @@ def test_a_full_queue_is_said_to_the_sender_only(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_relay_that_finds_the_queue_full_is_counted_and_not_answered(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(requests_module, "REQUESTS_MAX", 1)
+    monkeypatch.setattr(rooms, "REQUESTS_MAX", 1)
     core = make_core(G, 0)
     core.handle(RequestReceived(FakeClient(G, 100).open(), relayed=True))
     effects = core.handle(RequestReceived(FakeClient(G, 101).open(), relayed=True, source="a backup"))

@@ -60,7 +60,7 @@ def test_it_is_halved_once_per_view_and_never_below_the_first():
     assert patience.present_ms == 1600
     found = []
     for view in range(1, 8):
-        patience.enter_view(view * 1000)
+        patience.enter_view(view * 4000)
         for _ in range(5):
             patience.executed(0)
         found.append(patience.present_ms)

@@ -58,10 +58,56 @@ def test_it_is_halved_once_per_view():
     for since in (1, 2, 999):
         found.executed(since)
     assert found.present_ms == 800
-    found.enter_view(2000)
+    found.enter_view(3000)
     for since in (1, 1500):
         found.executed(since)
     assert found.present_ms == 400
+
+
+def test_it_doubles_with_each_view_in_which_it_ended_whatever_that_executed():
+    found = patience(400)
+    found.executed(None)
+    assert found.has_ended(1000, 1400)
+    found.executed(1000)
+    found.enter_view(1500)
+    assert found.present_ms == 800
+    found.executed(None)
+    found.enter_view(9000)
+    assert found.present_ms == 800, "and in no later one"
+
+
+def test_a_view_in_which_it_ended_has_not_halved_it():
+    found = patience(400)
+    found.executed(500)
+    assert found.present_ms == 200
+    assert found.has_ended(700, 1200)
+    found.enter_view(5000)
+    assert found.present_ms == 800
+
+
+@pytest.mark.parametrize(("lasted", "after"), [(399, 400), (400, 200)])
+def test_a_view_that_was_shorter_than_it_has_not_halved_it(lasted, after):
+    found = patience(400)
+    found.executed(500)
+    found.enter_view(1000 + lasted)
+    assert found.present_ms == after
+
+
+def test_a_correct_primary_that_serves_everybody_but_not_soon_enough_is_not_left_for_ever():
+    # In each view many old requests are executed, and the oldest claim of each of two replicas waits for long.
+    needed_ms, now, left = 20 * FIRST, 1000, 0
+    replicas = [patience(), patience()]
+    while any(not one.present_ms > needed_ms for one in replicas):
+        left += 1
+        assert left <= 12
+        victim, other = replicas if left % 2 else reversed(replicas)
+        for one in replicas:
+            one.executed(now - 1)
+        now += victim.present_ms
+        assert victim.has_ended(0, now)
+        other.executed(now - 1)
+        for one in replicas:
+            one.enter_view(now)
 
 
 def test_it_never_becomes_shorter_than_the_first():

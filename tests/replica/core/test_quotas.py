@@ -16,13 +16,8 @@ from replica.core.events import Refuse, RequestReceived, ViewEntered
 from replica.core.genesis import Limits
 from replica.core.layout import U64_MAX
 from replica.core.quotas import BYTES_MAX, ENVELOPES_MAX, NO_QUOTA, Buckets, Quota, decode_quota
-from replica.core.requests import (
-    REQUEST_BYTES_PER_CLIENT_MAX,
-    REQUESTS_PER_CLIENT_MAX,
-    OverQuotaError,
-    QueueFullError,
-    RequestQueue,
-)
+from replica.core.requests import OverQuotaError, QueueFullError, RequestQueue
+from replica.core.rooms import REQUEST_BYTES_PER_CLIENT_MAX, REQUESTS_PER_CLIENT_MAX
 from tests.replica.core.harness import GOOD_SIGNATURE, Cluster, FakeClient, make_genesis, opened, public_key
 from tests.replica.core.support import examples
 from tests.replica.core.test_machine_clients import OPERATOR, a_cluster, order

@@ -85,9 +85,9 @@ def test_a_flood_leaves_room_for_another_clients_first_request():
 
 def test_a_tick_hands_over_only_so_many():
     backup = Backup(takes=0)
-    clients = [FakeClient(G, 100 + number) for number in range(4)]
+    clients = [FakeClient(G, 100 + number) for number in range(64)]
     for number in range(800):
-        backup.request(clients[number % 4].operations(kv.get(b"k")))
+        backup.request(clients[number % 64].operations(kv.get(b"k")))
     assert len(backup.tick()) == RELAYS_PER_TICK_MAX
     late = backup.request(FakeClient(G, 200).operations(kv.get(b"k")))
     assert late.envelope not in backup.sent, "what is left comes first"

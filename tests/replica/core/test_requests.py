@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 
 from replica.apps import kv
 from replica.core import requests as module
+from replica.core import rooms
 from replica.core.batch import BATCH_OVERHEAD_MAX, make_batch
 from replica.core.envelope import Envelope
 from replica.core.genesis import Limits
-from replica.core.requests import QueueFullError, RequestQueue, cost_of
+from replica.core.line import STALE_MAX, cost_of
+from replica.core.requests import QueueFullError, RequestQueue
 from tests.replica.core.harness import FakeClient, make_genesis
 from tests.replica.core.support import examples
 
@@ -31,12 +33,17 @@ def owners(taken: list[Envelope]) -> list[int]:
 def empty(queue: RequestQueue) -> bool:
     return not (
         len(queue)
-        or queue._unproposed
-        or queue._turns
+        or queue._line.lanes
+        or queue._line.turns
         or queue._under_way
         or queue._by_client
-        or queue._client_bytes
-        or queue._bytes
+        or queue._rooms.count
+        or queue._rooms.bytes
+        or len(queue.claims)
+        or queue.claims._held
+        or queue.claims._others
+        or queue.claims._line
+        or queue.claims._bytes
         or queue.unproposed
     )
 
@@ -147,7 +154,7 @@ def test_the_line_stays_as_short_as_what_waits():
     for envelope in pool:
         queue.add(envelope, 0)
         queue.executed(envelope)
-        assert len(queue._line) <= module.STALE_MAX + 2
+        assert len(queue._line.heap) <= STALE_MAX + 2
     assert empty(queue)
 
 
@@ -219,8 +226,8 @@ def test_the_same_bytes_wait_once():
 
 
 def test_one_client_cannot_take_all_the_room(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "REQUESTS_PER_CLIENT_MAX", 3)
-    monkeypatch.setattr(module, "REQUESTS_MAX", 5)
+    monkeypatch.setattr(rooms, "REQUESTS_PER_CLIENT_MAX", 3)
+    monkeypatch.setattr(rooms, "REQUESTS_MAX", 5)
     queue = RequestQueue(LIMITS)
     flood = envelopes(100, 4)
     for envelope in flood[:3]:
@@ -239,8 +246,8 @@ def test_one_client_cannot_take_all_the_room(monkeypatch: pytest.MonkeyPatch):
 
 def test_bytes_are_bounded_per_client_and_over_all(monkeypatch: pytest.MonkeyPatch):
     size = len(envelopes(100, 1)[0].raw)
-    monkeypatch.setattr(module, "REQUEST_BYTES_PER_CLIENT_MAX", 2 * size)
-    monkeypatch.setattr(module, "REQUEST_BYTES_MAX", 3 * size)
+    monkeypatch.setattr(rooms, "REQUEST_BYTES_PER_CLIENT_MAX", 2 * size)
+    monkeypatch.setattr(rooms, "REQUEST_BYTES_MAX", 3 * size)
     queue = RequestQueue(LIMITS)
     mine = envelopes(100, 3)
     queue.add(mine[0], 0)
@@ -281,7 +288,14 @@ def test_executing_what_never_waited_changes_nothing():
 
 
 @examples(80)
-@given(st.lists(st.tuples(st.sampled_from(["add", "take", "execute", "view"]), st.integers(0, 11)), max_size=60))
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["add", "relayed by 1", "relayed by 2", "take", "execute", "view"]), st.integers(0, 11)
+        ),
+        max_size=60,
+    )
+)
 def test_nothing_leaks_in_any_order_of_events(steps: list[tuple[str, int]]):
     pool = [envelope for client in (100, 101, 102) for envelope in envelopes(client, 4)]
     queue = RequestQueue(LIMITS)
@@ -289,18 +303,22 @@ def test_nothing_leaks_in_any_order_of_events(steps: list[tuple[str, int]]):
     for now, (step, which) in enumerate(steps):
         if step == "add":
             queue.add(pool[which], now)
+        elif step.startswith("relayed"):
+            queue.add(pool[which], now, peer=int(step[-1]))
         elif step == "take":
             proposed += queue.take_batch()
         elif step == "execute":
             queue.executed(pool[which])
         else:
             queue.begin_view([pool[which]])
-        assert queue._bytes == sum(len(w.envelope.raw) for w in queue)
         assert sum(map(len, queue._by_client.values())) == len(queue)
-        assert sum(queue._client_bytes.values()) == queue._bytes
-        assert sum(map(len, queue._unproposed.values())) == sum(not w.proposed for w in queue)
-        assert all(queue._unproposed.values())
-        assert queue._turns.keys() == queue._unproposed.keys()
+        for peer in (rooms.DIRECT, 1, 2):
+            sizes = [len(w.envelope.raw) for w in queue if w.peer == peer]
+            assert (queue._rooms.count[peer], queue._rooms.bytes[peer]) == (len(sizes), sum(sizes))
+        assert len(queue.claims) == sum(w.claimed_ms is not None for w in queue) == len(queue)
+        assert sum(map(len, queue._line.lanes.values())) == sum(not w.proposed for w in queue)
+        assert all(queue._line.lanes.values())
+        assert queue._line.turns.keys() == queue._line.lanes.keys()
         assert queue._under_way == sum(cost_of(w.envelope) for w in queue if w.proposed)
     for envelope in pool:
         queue.executed(envelope)

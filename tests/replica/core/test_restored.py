@@ -127,6 +127,7 @@ def lockstep(course: list, cut: int) -> None:
 def small(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(module, "SESSION_RESULT_BYTES_MAX", 12)
     monkeypatch.setattr(module, "OPENINGS_MAX", 5)
+    monkeypatch.setattr(module, "OPENINGS_PER_CLIENT_MAX", 3)
     return monkeypatch
 
 

@@ -7,6 +7,7 @@ import pytest
 from replica.core import sessions as module
 from replica.core.envelope import Open, Result, SessionId, Status
 from replica.core.genesis import Limits
+from replica.core.layout import LayoutError
 from replica.core.sessions import OPENING_INTERVALS_MAX, ClientTable, Session, answer
 from tests.replica.core.harness import public_key
 
@@ -153,6 +154,67 @@ def test_too_many_openings_are_told_to_wait(monkeypatch: pytest.MonkeyPatch):
     assert t.open(A, 3, void_after=5) == (Status.BUSY, SessionId(0, 0))
     assert t.open(A, 1, void_after=2)[0] is Status.OK, "a known one is not one more"
     assert t.at(3).open(A, 3, void_after=5)[0] is Status.OK, "the first is void, there is room"
+
+
+def test_one_key_cannot_have_others_told_to_wait(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "OPENINGS_MAX", 6)
+    monkeypatch.setattr(module, "OPENINGS_PER_CLIENT_MAX", 3)
+    t = Table().at(1)
+    for number in range(20):
+        assert t.open(A, number, void_after=10 + number, place=number)[0] is Status.OK
+        assert len(t.table._openings) == min(number + 1, 3)
+    for client in (B, C, D):
+        assert t.open(client, 1, void_after=10, place=30)[0] is Status.OK
+    assert t.open(public_key(110), 1, void_after=10, place=31)[0] is Status.BUSY, "it takes several"
+    assert t.open(A, 21, void_after=32, place=32)[0] is Status.OK, "who displaces its own needs no room"
+
+
+def test_the_openings_of_a_table_fit_many_keys():
+    assert module.OPENINGS_MAX // module.OPENINGS_PER_CLIENT_MAX >= 512
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_a_displaced_opening_cannot_be_replayed(monkeypatch: pytest.MonkeyPatch, limit: int):
+    monkeypatch.setattr(module, "OPENINGS_PER_CLIENT_MAX", limit)
+    t = Table().at(1)
+    made = [(number, void_after) for number, void_after in enumerate((20, 12, 30, 14, 14, 13, 25, 31, 32, 15))]
+    opened = set()
+    for number, void_after in made:
+        if t.open(A, number, void_after=void_after, place=number)[0] is Status.OK:
+            opened.add(number)
+    assert len(opened) > limit
+    sessions = set()
+    for slot in range(2, 33):
+        t.at(slot)
+        for number, void_after in made:
+            status, session = t.open(A, number, void_after=void_after, place=100 + number)
+            if number in opened and status is Status.OK:
+                sessions.add(session)
+                assert session.slot == 1, "the session that it opened, and not another one"
+    assert sessions
+
+
+def test_a_new_opening_must_become_void_later_than_what_it_displaces(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "OPENINGS_PER_CLIENT_MAX", 2)
+    t = Table().at(1)
+    assert [t.open(A, n, void_after=9, place=n)[0] for n in range(3)] == [Status.OK, Status.OK, Status.BUSY]
+    assert t.open(A, 0, void_after=9) == (Status.OK, SessionId(1, 0)), "nothing was forgotten"
+    assert t.open(A, 3, void_after=10, place=3)[0] is Status.OK
+    assert {key[-1] for key in t.table._openings} == {1, 3}, "of those that become void at once, the older one goes"
+    t.at(11)
+    assert (t.table._openings, t.table._openings_of, t.table._voids) == ({}, {}, {})
+
+
+def test_no_table_is_restored_in_which_one_client_has_more_openings_than_may_be(monkeypatch: pytest.MonkeyPatch):
+    t = Table().at(1)
+    for number in range(3):
+        t.open(A, number, place=number)
+    t.table.root()
+    monkeypatch.setattr(module, "OPENINGS_PER_CLIENT_MAX", 3)
+    assert len(ClientTable.restored(LIMITS, t.table.records)) == 3
+    monkeypatch.setattr(module, "OPENINGS_PER_CLIENT_MAX", 2)
+    with pytest.raises(LayoutError, match="more than 2 openings"):
+        ClientTable.restored(LIMITS, t.table.records)
 
 
 def test_what_a_number_gets_without_execution():
