@@ -74,7 +74,7 @@ class Client(KeyValueCalls):
         timing: Timing | None = None,
     ) -> None:
         _check_deadline(deadline_s)
-        self.cluster = cluster
+        self._cluster = cluster
         self._key = key
         self._deadline_s = deadline_s
         self._settings, self._timing = settings, timing
@@ -94,7 +94,7 @@ class Client(KeyValueCalls):
     async def __aenter__(self) -> Self:
         if self._driver is not None:
             raise RuntimeError("this client is open already; make another one")
-        self._driver = Driver(self.cluster, self._key, self._settings, self._timing)
+        self._driver = Driver(self._cluster, self._key, self._settings, self._timing)
         self._driver.start()
         return self
 
@@ -110,7 +110,13 @@ class Client(KeyValueCalls):
         """Disconnect. What still waits ends as undecided, or as not executed if it was never sent."""
         driver, self._driver = self._driver, None
         if driver is not None:
+            self._cluster = driver.cluster
             await driver.close()
+
+    @property
+    def cluster(self) -> ClusterFile:
+        """The cluster under the last list of members that this client knows; it learns of later ones by itself."""
+        return self._cluster if self._driver is None else self._driver.cluster
 
     @property
     def public_key(self) -> bytes:

@@ -62,6 +62,22 @@ class LinkOwner(Protocol):
         """Handle a message of a replica that welcomed this client."""
 
 
+class _Nobody:
+    """The owner of a link to a replica that is no member any more."""
+
+    def link_up(self, number: int, executed: int, view: int) -> None:
+        """See LinkOwner."""
+
+    def link_down(self, number: int, problem: str) -> None:
+        """See LinkOwner."""
+
+    def link_message(self, number: int, message: Message) -> None:
+        """See LinkOwner."""
+
+
+_NOBODY = _Nobody()
+
+
 def printable(text: str) -> str:
     """Return a foreign text for a terminal or a log: bounded, without control characters."""
     shown = "".join([character if character.isprintable() else "?" for character in text[:PROBLEM_TEXT_MAX]])
@@ -164,6 +180,14 @@ class ReplicaLink:
         self._context = client_context(place.certificate_der)
         self._connection: ReplicaConnection | None = None
 
+    def retire(self) -> None:
+        """Hang up, and tell the owner nothing any more: the replica is no member. `run` must be cancelled too."""
+        self.owner = _NOBODY
+        self.problem = "no member of the cluster any more"
+        self.settled.set()
+        if self._connection is not None:
+            self._connection.abort()
+
     @property
     def is_up(self) -> bool:
         """Say whether the replica has welcomed this client and the connection stands."""
@@ -257,7 +281,10 @@ class ReplicaLink:
 
 def _in_words(error: OSError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
-        return "its TLS certificate is not the one in the cluster file; compare both sides' cluster.toml"
+        return (
+            "its TLS certificate is not the one in the cluster file; compare both sides' cluster.toml, and "
+            "cluster.members.toml"
+        )
     if isinstance(error, ssl.SSLError):
         return f"TLS: {error.reason or error}"
     return error.strerror or printable(str(error)) or type(error).__name__

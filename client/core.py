@@ -24,7 +24,7 @@ unknown.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from client.events import (
     AskReports,
@@ -116,16 +116,22 @@ class ClientCore:
         self._opening_pause_ms = self.settings.busy_retry_ms
         self._asking_until: int | None = None
 
-    def adopt(self, genesis: Genesis) -> None:
-        """Go on with another list of members of the same cluster; its replicas are to be connected to anew.
+    def adopt(self, genesis: Genesis, staying: Collection[int] = ()) -> list[Effect]:
+        """Go on with another list of members of the same cluster.
 
-        What waits for answers waits for those of the new list: what the old one's members said counts no more.
+        staying: replicas that both lists have under this number, and to which connections stand; the others are to be
+        connected to anew. What waits for answers waits for those of the new list, and is sent again: what the old
+        one's members said counts no more.
         """
         self._quorum = genesis.quorum
-        self._hearsay = Hearsay(genesis.n, genesis.f)
+        self._hearsay = self._hearsay.renewed(genesis.n, genesis.f, staying)
+        self.notices = {replica: notice for replica, notice in self.notices.items() if replica in staying}
         for attempt in self._attempts():
             attempt.tally = Tally(self._quorum)
-            attempt.broadcast = True  # the primary may be another one
+            self._send_to_all(attempt)  # the primary may be another one
+        if self._hearsay.connected:
+            self._effects.append(AskReports())
+        return self._take_effects()
 
     # Events.
 

@@ -1,7 +1,8 @@
 """The client's shell: drives the pure core with asyncio, and holds the connections.
 
 One future per operation, one signature and one frame per envelope; no task per operation. What is submitted
-in one turn of the loop leaves in one envelope.
+in one turn of the loop leaves in one envelope. Where the members change (`client.lists`), connections to those who stay
+stand, and what waits goes on among the new ones.
 """
 
 import asyncio
@@ -12,11 +13,12 @@ from client.connection import ReplicaLink, Timing
 from client.core import ClientCore
 from client.errors import ClientError, NotAllowed, NotExecuted, NotOffered, Overloaded, Undecided, Unreachable
 from client.events import AskReports, Complete, Effect, Fail, Failure, Send, Settings, WakeAt
+from client.lists import ASK_S, MemberLists
 from client.queries import Queries, ReplicaStatus, StaleAnswer, StaleRound, number_in, read_report
 from client.receipts import Addressed, ReceiptRound
 from client.tracing import open_tracing
 from client.watch import Watch
-from replica.cluster.clusterfile import ClusterFile
+from replica.cluster.clusterfile import ClusterFile, ReplicaPlace
 from replica.cluster.identities import members_of
 from replica.cluster.keys import ClientKey
 from replica.cluster.pbft import NO_LOGS
@@ -26,6 +28,7 @@ from replica.wire.messages import (
     RECEIPT_VERSION,
     AskReceipt,
     Changes,
+    MembersShown,
     Message,
     Notice,
     ReceiptShown,
@@ -59,8 +62,8 @@ class Driver:
         timing: Timing | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._cluster = cluster
-        self._public_key = key.public_key
+        self.lists = MemberLists(cluster)
+        self._key = key
         self._members = members_of(cluster.genesis) if cluster.has_logs else None
         self.core = ClientCore(
             cluster.genesis,
@@ -70,17 +73,18 @@ class Driver:
             nonce=lambda: secrets.token_bytes(OPEN_NONCE_SIZE),
             settings=settings,
         )
-        chosen = Timing() if timing is None else timing
+        self._timing = Timing() if timing is None else timing
         self.tracing = open_tracing(key.public_key, cluster.cluster_id, cluster.genesis.limits)
-        self.links = [ReplicaLink(cluster, place, key, self, chosen) for place in cluster.replicas]
+        self.links = [self._link_to(place) for place in cluster.replicas]
         self.queries = Queries()
         self.n, self.quorum = cluster.genesis.n, cluster.genesis.quorum
         self.watches: dict[Watch, None] = {}
         self.watch_queries: dict[int, Watch] = {}
         self._last_watch_query = 0
         self._addressed: dict[_Outcome, tuple[SessionId, int] | None] = {}  # of whom the address is wanted
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: dict[ReplicaLink, asyncio.Task[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._lists_timer: asyncio.TimerHandle | None = None
         self._flush_scheduled = False
         self._closed = False
 
@@ -88,11 +92,23 @@ class Driver:
 
     def start(self) -> None:
         """Begin to connect; returns at once."""
-        self._tasks = [
-            self._loop.create_task(link.run(), name=f"link to replica {link.place.number}") for link in self.links
-        ]
-        for task in self._tasks:
-            task.add_done_callback(self._link_ended)
+        for link in self.links:
+            self._keep_up(link)
+        if self.cluster.has_logs:
+            self._lists_timer = self._loop.call_later(ASK_S, self._ask_for_lists)
+
+    @property
+    def cluster(self) -> ClusterFile:
+        """The cluster under the last list of members that is known."""
+        return self.lists.cluster
+
+    def _link_to(self, place: ReplicaPlace) -> ReplicaLink:
+        return ReplicaLink(self.cluster, place, self._key, self, self._timing)
+
+    def _keep_up(self, link: ReplicaLink) -> None:
+        task = self._loop.create_task(link.run(), name=f"link to replica {link.place.number}")
+        self._tasks[link] = task
+        task.add_done_callback(self._link_ended)
 
     def _link_ended(self, task: asyncio.Task[None]) -> None:
         # A link runs until it is cancelled; that it ends by an exception is a mistake in this program.
@@ -106,15 +122,17 @@ class Driver:
         for watch in list(self.watches):
             await watch.close()
         self._perform(self.core.close())
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._lists_timer):
+            if timer is not None:
+                timer.cancel()
         for link in self.links:
             link.close()
         # A connection that is closed politely spares the replica an error; a dead one is not waited for.
         await asyncio.gather(*(link.wait_closed(CLOSE_S) for link in self.links))
-        for task in self._tasks:
+        tasks = list(self._tasks.values())
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.to_thread(self.tracing.close)
 
     # Operations.
@@ -205,10 +223,13 @@ class Driver:
         self._perform(self.core.on_connected(number, executed, view))
         for watch in list(self.watches):
             watch.connected(number)
+        if self.cluster.has_logs:
+            self.links[number].send_frame(self.lists.question(number))
         self._flush_soon()
 
     def link_down(self, number: int, problem: str) -> None:  # noqa: ARG002 - the link keeps it
         """See LinkOwner."""
+        self.lists.left(number)
         self._perform(self.core.on_disconnected(number))
         for watch in list(self.watches):
             watch.disconnected(number)
@@ -233,6 +254,9 @@ class Driver:
             watch = self.watch_queries.get(message.query)
             if watch is not None:
                 watch.on_message(number, message)
+        elif isinstance(message, MembersShown):
+            if self.lists.shown(number, message) and not self._closed:
+                self._adopt()
         elif isinstance(message, Notice):
             self.core.on_notice(number, message.code, message.text)
         else:
@@ -247,6 +271,41 @@ class Driver:
         if message.query != CORE_QUERY:
             self.queries.on_report(message, report)
 
+    # Lists of members.
+
+    def _ask_for_lists(self) -> None:
+        self._lists_timer = self._loop.call_later(ASK_S, self._ask_for_lists)
+        for replica in self.core.connected:
+            self.links[replica].send_frame(self.lists.question(replica))
+
+    def _adopt(self) -> None:
+        """Go on among the replicas of the list that is known now.
+
+        Rounds begin anew: f liars of the list before and f of this one could be a quorum together.
+        """
+        genesis = self.cluster.genesis
+        self.n, self.quorum = genesis.n, genesis.quorum
+        self._members = members_of(genesis)
+        for watch in self.watches:
+            watch.renew()
+        for waiting in self.queries.stale.values():
+            waiting.begin_anew(self.quorum)
+        former = {link.place: link for link in self.links}
+        staying = [place.number for place in self.cluster.replicas if place in former]
+        self.links = [former.pop(place) if place in former else self._link_to(place) for place in self.cluster.replicas]
+        for link in former.values():
+            link.retire()
+            self._tasks.pop(link).cancel()
+        self._perform(self.core.adopt(genesis, staying))
+        for link in self.links:
+            if link not in self._tasks:
+                self._keep_up(link)
+        for replica in self.core.connected:
+            for watch in self.watches:
+                watch.connected(replica)
+            self.links[replica].send_frame(self.lists.question(replica))
+        self._flush_soon()
+
     def next_query(self) -> int:
         """Return a number for a watch at one replica."""
         self._last_watch_query += 1
@@ -259,7 +318,7 @@ class Driver:
         ends = self._loop.time() + deadline_s
         round_s = STALE_ROUND_S
         while True:
-            query, waiting = self.queries.next(), StaleRound(self._cluster.genesis.quorum)
+            query, waiting = self.queries.next(), StaleRound(self.quorum)
             self.queries.stale[query] = waiting
             self._send_to_all(encode_frame(StaleRead(query, operation)))
             try:
@@ -277,12 +336,16 @@ class Driver:
         """Ask the replicas for their RESULTs, again until f+1 alike are verified; Undecided says why there is none."""
         if self._members is None:
             raise NotOffered(NO_LOGS)
-        query, waiting = self.queries.next(), ReceiptRound(self._members, said)
+        members = self._members
+        query, waiting = self.queries.next(), ReceiptRound(members, said)
         self.queries.receipts[query] = waiting
         frame = encode_frame(AskReceipt(RECEIPT_VERSION, query, said.slot, said.leaf))
         try:
             async with asyncio.timeout(deadline_s):
                 while waiting.receipt is None:
+                    if self._members is not members:
+                        members = self._members
+                        waiting = self.queries.receipts[query] = ReceiptRound(members, said)
                     for replica in waiting.to_ask(self._loop.time(), self.core.connected):
                         self.links[replica].send_frame(frame)
                     if waiting.is_hopeless:
@@ -320,7 +383,7 @@ class Driver:
     # Errors.
 
     def _enough_connected(self) -> bool:
-        return len(self.core.connected) >= self._cluster.genesis.quorum
+        return len(self.core.connected) >= self.quorum
 
     def describe_links(self) -> str:
         """Say in words how things stand with every replica."""
@@ -341,18 +404,26 @@ class Driver:
         if reason is Failure.NOT_ALLOWED:
             return NotAllowed(
                 "not sent, hence not executed: the cluster does not allow this client's key, "
-                f"{self._public_key.hex()}; its operator may: trustlog-replica clients allow"
+                f"{self._key.public_key.hex()}; its operator may: trustlog-replica clients allow"
             )
-        quorum = self._cluster.genesis.quorum
         where = self.describe_links()
         if reason is Failure.UNDECIDED:
             return Undecided(
-                f"outcome unknown: {quorum} replicas did not agree within the deadline; the operation may or "
+                f"outcome unknown: {self.quorum} replicas did not agree within the deadline; the operation may or "
                 f"may not be executed. {where}"
             )
         if self._enough_connected():
             return Unreachable(f"not sent, hence not executed: the cluster opened no session in time. {where}")
         return Unreachable(
             f"not sent, hence not executed: {len(self.core.connected)} replicas are connected, "
-            f"{quorum} are needed. {where}"
+            f"{self.quorum} are needed. {where}{self._outdated()}"
+        )
+
+    def _outdated(self) -> str:
+        """Say what else may be the cause that too few replicas are reached."""
+        if not self.cluster.has_logs:
+            return ""
+        return (
+            f". If the members changed since list {self.cluster.genesis.list_number}, which this client knows, put "
+            "today's cluster.members.toml beside cluster.toml: trustlog-replica member list --update writes it"
         )

@@ -6,6 +6,8 @@ replica, and what is used does not exceed it. A lie can only make the value smal
 lowest that a correct replica said once all correct ones were heard.
 """
 
+from collections.abc import Collection
+
 from replica.core import quorum
 
 
@@ -39,6 +41,13 @@ class Hearsay:
         self._views[replica] = view
         if len(self._views) > self._f:
             self.primary = quorum.primary(self._usable(self._views), self._n)
+
+    def renewed(self, n: int, f: int, staying: Collection[int]) -> "Hearsay":
+        """Return what is known among other replicas: connections and slots of who stays; views are a list's own."""
+        made = Hearsay(n, f)
+        made.connected.update(self.connected.intersection(staying))
+        made._executed.update({number: slot for number, slot in self._executed.items() if number in staying})
+        return made
 
     def forget_slots(self) -> None:
         """Forget what was heard of executed slots: it is too old to be of use."""

@@ -59,6 +59,12 @@ class Merge:
         # Where each replica's chain has come to.
         self._ends = [position] * n
 
+    def renewed(self, n: int, quorum: int) -> "Merge":
+        """Return this watch among other replicas: it stands where it stood, and nobody is asked yet."""
+        made = Merge(n, quorum, self.position)
+        made.refused, made._has_moved = self.refused, self._has_moved
+        return made
+
     # What happens
 
     def asked(self, replica: int) -> None:

@@ -49,6 +49,11 @@ class StaleRound:
         self._quorum = quorum
         self._answers: dict[int, StaleResult] = {}
 
+    def begin_anew(self, quorum: int) -> None:
+        """Forget what came: among other replicas, two lists' liars could make up an answer together."""
+        self._quorum = quorum
+        self._answers.clear()
+
     def on_result(self, replica: int, result: StaleResult) -> None:
         """Take a replica's answer; a second one replaces the first."""
         self._answers[replica] = result

@@ -176,6 +176,12 @@ class Watch:
             self._driver.watch_queries.pop(query, None)
         self._merge.lost(replica)
 
+    def renew(self) -> None:
+        """Go on with the replicas of another list of members, which are told one by one that they are connected."""
+        for replica in list(self._queries):
+            self._drop(replica)
+        self._merge = self._merge.renewed(self._driver.n, self._driver.quorum)
+
     def on_message(self, replica: int, message: Changes | WatchEnded) -> None:
         """Take what a replica tells."""
         if self._queries.get(replica) != message.query:

@@ -195,7 +195,7 @@ def _change(
     kept = _keep(operator.file, done)
     data: dict[str, Any] = {"list": done.genesis.list_number, "after": done.genesis.base, "members_file": str(kept)}
     steps = [_hand_over(public_file, done) for public_file in public_files]
-    steps.append(f"give {kept} to your clients, beside their cluster.toml")
+    steps.append(f"give {kept} to your clients, beside their cluster.toml; those that run learn it by themselves")
     data["next"] = steps
     plain = [f"{name}={data[name]}" for name in ("list", "after", "members_file")]
     output.result(data, plain, Lines(key_values({k: data[k] for k in ("list", "after")}), *map(Text, steps)))

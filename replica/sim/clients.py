@@ -122,7 +122,7 @@ class CorrectClient:
         """Learn another list of members, and at which nodes they are."""
         self._nodes = nodes
         self._connected.clear()
-        self.core.adopt(genesis)
+        self._do(self.core.adopt(genesis))
 
     def disconnect(self, replica: int) -> None:
         """Lose the connection to a replica."""

@@ -28,8 +28,10 @@ from replica.wire.frames import MessageProtocol
 from replica.wire.messages import (
     FRAME_BYTES_MAX,
     WIRE_VERSION,
+    AskMembers,
     Challenge,
     ClientHello,
+    MembersShown,
     Message,
     Ping,
     Pong,
@@ -86,6 +88,8 @@ class FakeConnection(MessageProtocol):
             self.send(Pong(message.number))
         elif isinstance(message, Request) and "silent" not in manners:
             fleet.on_request(self.replica, message.envelope)
+        elif isinstance(message, AskMembers):
+            self.send(MembersShown(message.number, self.replica.links.get(message.number, b"")))
         elif isinstance(message, StaleRead):
             result = fleet.executor.peek(message.operation, self.client)
             value = b"\x01lie" if "liar" in manners else result.value
@@ -95,15 +99,17 @@ class FakeConnection(MessageProtocol):
 
 
 class FakeReplica:
-    def __init__(self, fleet, number):
+    def __init__(self, fleet, number, place=None):
         self.fleet, self.number = fleet, number
+        self.place = place or fleet.cluster.replicas[number]
+        self.links: dict[int, bytes] = {}  # by the list that they follow
         self.manners: set[str] = set()
         self.seen: Counter[str] = Counter()
         self.connections: set[FakeConnection] = set()
         self.server = None
 
     async def start(self, folder=None):
-        place = self.fleet.cluster.replicas[self.number]
+        place = self.place
         folder = folder or self.fleet.directory / replica_folder_name(self.number)
         context = server_context(folder / TLS_CERTIFICATE_NAME, folder / TLS_KEY_NAME, [place.certificate_der])
         self.server = await asyncio.get_running_loop().create_server(

@@ -197,3 +197,23 @@ def test_who_is_asked_again():
     merge.asked(0)
     assert merge.told(0, two) == []
     assert merge.told(1, two) == [two]
+
+
+def test_among_other_replicas_a_watch_stands_where_it_stood():
+    merge = begun()
+    one, two = links(2)
+    for replica in (0, 1):
+        merge.told(replica, one)
+    merge.told(0, two)
+    renewed = merge.renewed(5, 3)
+    assert renewed.position == one.end
+    assert renewed.telling == 0
+    for replica in range(5):
+        renewed.asked(replica)
+    for replica in (1, 2, 3):
+        renewed.ended(replica, "ahead", 3)
+    assert not renewed.is_ahead, "f+1 were here once"
+    assert renewed.told(0, two) == []
+    renewed.asked(1)
+    assert renewed.told(1, two) == [], "what a former member told counts no more"
+    assert renewed.told(4, two) == [two]

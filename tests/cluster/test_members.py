@@ -1,6 +1,7 @@
 """Members of a running cluster are replaced, added and removed, by the commands that an operator types."""
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import pytest
 
 from client import Client
 from client.receipts import verify
+from client.watch import WatchGone
 from replica.cluster.clusterfile import load_cluster_file
 from replica.cluster.memberlists import load_present_cluster, members_path, read_links
 from replica.cluster.provision import make_client
@@ -95,9 +97,13 @@ class Load:
         self._ended.set()
 
 
-async def under_load(cluster, script, count=2):
-    """Run `script` in a thread while clients, who know of the first list only, count up; nothing may fail."""
+async def under_load(cluster, script, count=2, watch=None):
+    """Run `script` in a thread while clients, who know of the first list only, count up; nothing may fail.
+
+    watch: called with their client, and awaited at the end.
+    """
     async with cluster.client(deadline_s=30.0) as client:
+        watching = None if watch is None else asyncio.ensure_future(watch(client))
         loads = [Load(client, f"counter-{i}") for i in range(count)]
         async with asyncio.TaskGroup() as group:
             for load in loads:
@@ -108,6 +114,8 @@ async def under_load(cluster, script, count=2):
             for load in loads:
                 await load.more()
                 load.end()
+        if watching is not None:
+            await watching
     return [load.total for load in loads]
 
 
@@ -154,6 +162,49 @@ def test_who_lost_everything_is_back_with_three_commands(tmp_path):
         # cluster.toml, and with it the cluster's id, stays as it was.
         assert load_cluster_file(cluster.file).cluster_id == cluster.present().cluster_id
         assert load_cluster_file(cluster.file).genesis != cluster.present().genesis
+
+
+def test_a_client_that_stays_connected_outlives_the_replicas_that_it_knew(tmp_path):
+    """All three are replaced, one after the other, under load; no operation fails, and a watch is told by the new ones."""
+    with Changing(tmp_path / "c") as cluster:
+        cluster.start_and_wait()
+        seen = []
+
+        async def watch(client):
+            while b"end" not in seen:
+                # Whoever went over tells nothing from before, and says so.
+                with contextlib.suppress(WatchGone):
+                    async with client.watch("watched", deadline_s=30.0) as changes:
+                        seen.append((await anext(changes)).value)
+
+        def replace_all():
+            for number_of_list, number in ((1, 2), (2, 1), (3, 0)):
+                cluster.kill(number)
+                public = cluster.make(number, f"new-{number}")
+                cluster.member("replace", cluster.directory, public)
+                cluster.start(number)
+                asyncio.run(cluster.until_all_are_over(number_of_list))
+            asyncio.run(say_until_it_is_seen())
+
+        async def say_until_it_is_seen():
+            async with cluster.client_now() as client:
+
+                async def said():
+                    await client.put("watched", "end")
+                    return seen
+
+                await until(said, "the watch is told", DEADLINE_S)
+
+        @on_loop_for(DEADLINE_S * 5)
+        async def use():
+            totals = await under_load(cluster, replace_all, watch=watch)
+            async with cluster.client_now() as client:
+                for i, total in enumerate(totals):
+                    assert await client.incr(f"counter-{i}") == total + 1
+
+        use()
+        assert seen == [b"end"]
+        assert [one["since_list"] for one in cluster.listed()["replicas"]] == [3, 2, 1]
 
 
 def test_two_more_and_two_less(tmp_path):
