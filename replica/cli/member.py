@@ -1,6 +1,7 @@
 """`trustlog-replica member`: who the members are, and changing them while the cluster runs."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -56,7 +57,11 @@ def member_commands() -> None:
 @deadline_option(DEADLINE_S, "the replicas must have answered")
 @output_option
 def list_command(*, cluster: Path, update: bool, deadline_s: float, output: Output) -> None:
-    """Ask the replicas which lists of members followed, verify that, and say who the members are now."""
+    """Ask the replicas which lists of members followed, verify that, and say who the members are now.
+
+    A list that is agreed and not yet in force is named too. Where nothing is ordered any more, because whoever asked
+    for it gave up waiting, the same command again pushes on.
+    """
     file = cluster_file(cluster)
     present = refreshed(file, deadline_s)
     if update and present.links:
@@ -228,15 +233,34 @@ def _show(output: Output, present: ClusterFile, answers: Sequence[Answer]) -> No
                 "problem": answer.problem,
             }
         )
-    data = {"list": genesis.list_number, "after": genesis.base, "f": genesis.f, "replicas": rows}
+    ends = _agreed_end(present, answers)
+    following = None if ends is None else {"list": genesis.list_number + 1, "after": ends}
+    data = {
+        "list": genesis.list_number,
+        "after": genesis.base,
+        "f": genesis.f,
+        "following": following,
+        "replicas": rows,
+    }
     names = ("number", "address", "since_list", "log_backend", "log_id", "works_under_list", "problem")
     plain = [" ".join("-" if row[name] in {None, ""} else str(row[name]) for name in names) for row in rows]
     table = grid(
         ["replica", "address", "since list", "log", "log id", "works under", "problem"],
         [[f"{row[name]}"[:16] if name == "log_id" else _word(row[name]) for name in names] for row in rows],
     )
+    if ends is not None:
+        text = f"list {genesis.list_number + 1} of members is agreed and not yet in force; it will be after slot {ends}"
+        click.echo(text, err=True)
     summary = {"list": genesis.list_number, "in force after slot": genesis.base, "f": genesis.f}
     output.result(data, plain, Lines(key_values(summary), table))
+
+
+def _agreed_end(present: ClusterFile, answers: Sequence[Answer]) -> int | None:
+    """Return the last slot of the present list, if f + 1 of its replicas say alike that there is one."""
+    said = [answer.report.get("members") for answer in answers]
+    under = [one for one in said if isinstance(one, dict) and one.get("list") == present.genesis.list_number]
+    ends = Counter(one["ends"] for one in under if type(one.get("ends")) is int)
+    return next((end for end, count in ends.items() if count >= present.genesis.quorum), None)
 
 
 def _word(value: object) -> str:

@@ -355,9 +355,19 @@ def _load_home(
     if settings.number >= cluster.genesis.n:
         raise HomeError(
             f"{path / SETTINGS_NAME}: number: {settings.number}, but {cluster_path} has replicas 0 to "
-            f"{cluster.genesis.n - 1}; is it another cluster's file?"
+            f"{cluster.genesis.n - 1}; is it another cluster's file?{_no_members_file(path, cluster)}"
         )
     return ReplicaHome(path, settings, cluster, cluster_path)
+
+
+def _no_members_file(path: Path, cluster: ClusterFile) -> str:
+    """Say what a new replica of a running cluster lacks, if it may be that, as one more sentence; else nothing."""
+    if not cluster.has_logs or cluster.links:
+        return ""
+    return (
+        f" If members changed, and this replica came in with a later list: {path / OWN_NAME} is missing; copy today's "
+        "cluster.members.toml to that place (trustlog-replica member list --update writes it)"
+    )
 
 
 def _trusted_log(table: Table) -> TrustedLogSettings:
@@ -383,7 +393,8 @@ def _check_keys(home: ReplicaHome) -> None:
     if own != listed:
         raise HomeError(
             f'{home.path / SETTINGS_NAME}: trusted_log.backend: "{log_kind_label(own)}", but {home.cluster_path} lists '
-            f'"{log_kind_label(listed)}" for replica {home.number}; a log keeps its backend for ever: restore the file'
+            f'"{log_kind_label(listed)}" for replica {home.number}; a log keeps its backend for ever: restore the file.'
+            f"{_no_members_file(home.path, home.cluster)}"
         )
     _check_certificate(home)
     pins = read_bounded(home.log_path / LOG_PUBLIC_KEY_NAME, 1024).split(b"\n")[1:2]
@@ -440,5 +451,5 @@ def _differ(home: ReplicaHome, path: Path, own: bytes, what: str, listed: bytes)
         f"{path}: this {what} has SHA-256 {own_digest}, but {home.cluster_path} lists {listed_digest} "
         f"for replica {home.number}: this folder belongs to another cluster, or to other keys. "
         "Copy the cluster.toml that was assembled from this folder's public file to that place, or run the "
-        "folder that belongs to this cluster.toml"
+        f"folder that belongs to this cluster.toml.{_no_members_file(home.path, home.cluster)}"
     )

@@ -220,7 +220,10 @@ class Membership:
         """Return the list that the command makes, and after which slot; RefusedError or LayoutError if it must not."""
         wanted = decode_members(content.command)
         if self.next is not None:
-            raise RefusedError(f"list {self.next.number} is to be in force after slot {self.next.after}: wait for it")
+            raise RefusedError(
+                f"list {self.next.number} is to be in force after slot {self.next.after}; wait for it, or if nothing "
+                "is ordered any more repeat the command that made it, its reason included: that pushes on"
+            )
         if wanted.number != self.number + 1 or wanted.after:
             raise RefusedError(f"list {wanted.number} of members is asked for, the next one is {self.number + 1}")
         limits = self._genesis.limits

@@ -299,7 +299,8 @@ def silence(council: Council, what: str, deadline_s: float, commands: str = "mem
     needed = council.cluster.genesis.quorum
     return ChangeError(
         f"{needed} replicas did not {what} within {deadline_s:g} s ({why or 'all are connected'}). See "
-        f"trustlog-replica status. What was sent may still happen: trustlog-replica {commands} list says whether it did"
+        f"trustlog-replica status. What was sent may still happen: trustlog-replica {commands} list says whether it "
+        "did, and the same command again goes on waiting for it"
     )
 
 

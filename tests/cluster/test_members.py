@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -15,12 +16,15 @@ from client import Client
 from client.receipts import verify
 from client.watch import WatchGone
 from replica.cluster.clusterfile import load_cluster_file
-from replica.cluster.memberlists import load_present_cluster, members_path, read_links
+from replica.cluster.keys import load_client_key
+from replica.cluster.memberlists import encode_place, load_present_cluster, members_path, read_links, seat_of
 from replica.cluster.provision import make_client
 from replica.core.genesis import Limits
+from replica.core.members import MemberList, Seat
+from replica.operations.changing import Council
 from tests.support.cluster import Processes, environment
 from tests.support.ports import free_port
-from tests.support.waiting import on_loop_for, until
+from tests.support.waiting import on_loop, on_loop_for, until, wait_for
 from trustlog import VerificationError
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -328,6 +332,47 @@ def test_a_replica_moves_to_another_address(tmp_path):
         use()
         assert cluster.listed()["replicas"][1]["address"] == f"127.0.0.1:{port}"
         assert [one["since_list"] for one in cluster.listed()["replicas"]] == [0, 0, 0]
+
+
+def test_who_gave_up_waiting_goes_on_with_the_same_command(tmp_path):
+    """Nothing else is ordered, so the list that is agreed would never be in force."""
+    with Changing(tmp_path / "c") as cluster:
+        cluster.start_and_wait()
+        present, port = cluster.present(), free_port()
+        key = load_client_key(cluster.directory / "operator")
+        seats = [seat_of(present, number) for number in range(3)]
+        moved = replace(present.replicas[1], host="127.0.0.1", port=port)
+        seats[1] = Seat(present.genesis.members[1], encode_place(moved))
+
+        @on_loop
+        async def order():
+            async with Council(present, key) as council:
+                await council.order(MemberList(1, 0, tuple(seats)).encode())
+
+        assert cluster.listed()["following"] is None
+        order()
+        wait_for(lambda: cluster.listed()["following"], "f + 1 replicas say what follows")
+        listed = cluster.listed()
+        assert listed["list"] == 0
+        assert listed["following"] == {"list": 1, "after": 48}
+        said = cluster.member("list", cluster.directory).stderr
+        assert "list 1 of members is agreed and not yet in force; it will be after slot 48" in said
+        other = cluster.member("remove", cluster.directory, expected=2)
+        assert "2f + 1" in other.stderr
+        other = cluster.member("move", cluster.directory, "--number", 0, "--address", "127.0.0.1:9", expected=2)
+        assert "repeat the command that made it" in other.stderr
+        cluster.member("move", cluster.directory, "--number", 1, "--address", f"127.0.0.1:{port}")
+        assert cluster.listed()["following"] is None
+        assert cluster.listed()["list"] == 1
+
+
+def test_a_new_folder_without_its_list_is_told_what_it_lacks(tmp_path):
+    cluster = Changing(tmp_path / "c")
+    for number in (2, 3):
+        cluster.make(number, f"new-{number}")
+        done = cluster.command("run", cluster.folder(number))
+        assert done.returncode == 2
+        assert f"{cluster.folder(number) / 'members.toml'} is missing; copy today's" in done.stderr
 
 
 def test_what_is_refused(tmp_path):
