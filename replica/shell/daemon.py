@@ -71,22 +71,32 @@ def configure_logging(home: ReplicaHome) -> None:
 
 
 async def _serve(home: ReplicaHome, log: TrustedLog) -> int:
-    """Serve under one list of members after the other."""
-    while (status := await _serve_list(home, log)) == _RENEWED:
+    """Serve under one list of members after the other. A signal that comes between two of them ends it as well."""
+    loop = asyncio.get_running_loop()
+    signalled: asyncio.Future[None] = loop.create_future()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _note, signalled)
+    while (status := await _serve_list(home, log, signalled)) == _RENEWED:
+        if signalled.done():
+            structlog.get_logger().bind(replica=home.number).info("stopped", while_going_over=True)
+            return 0
         home = home.under_next_list()
     return status
 
 
-async def _serve_list(home: ReplicaHome, log: TrustedLog) -> int:
-    loop = asyncio.get_running_loop()
-    ended: asyncio.Future[int] = loop.create_future()
+def _note(signalled: asyncio.Future[None]) -> None:
+    if not signalled.done():
+        signalled.set_result(None)
+
+
+async def _serve_list(home: ReplicaHome, log: TrustedLog, signalled: asyncio.Future[None]) -> int:
+    ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     def end(status: int) -> None:
         if not ended.done():
             ended.set_result(status)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, end, 0)
+    signalled.add_done_callback(lambda _: end(0))
     try:
         node = Node(home, log, lambda _: end(1), renew=lambda: end(_RENEWED))
     except TrustLogError as error:

@@ -1,0 +1,64 @@
+"""The daemon's way from one list of members to the next, and signals that come on it."""
+
+import asyncio
+import os
+import signal
+from types import SimpleNamespace
+
+import pytest
+import structlog
+
+from replica.shell import daemon
+from tests.support.waiting import on_loop, until
+
+WHEN = ("while it closes", "when it is about to go over", "while the next begins", "later")
+
+
+class Home:
+    """A home that leads from list to list for ever."""
+
+    number = 0
+    settings = SimpleNamespace(http=None)
+
+    def under_next_list(self):
+        return self
+
+
+def node_class(when: str, made: list):
+    """Return a node that goes over at once; at the moment `when`, the process gets SIGTERM."""
+
+    class FakeNode:
+        def __init__(self, home, log, stopped, renew):
+            made.append(self)
+            self.log = structlog.get_logger()
+            self.renew = renew
+            if when == WHEN[2] and len(made) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        def start(self):
+            if len(made) < 3 and not (when == WHEN[2] and len(made) == 2):
+                self.renew()
+                if when == WHEN[1] and len(made) == 1:
+                    os.kill(os.getpid(), signal.SIGTERM)
+            elif when == WHEN[3]:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        async def close(self):
+            if when == WHEN[0] and len(made) == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            told = asyncio.Event()
+            asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, told.set)
+            os.kill(os.getpid(), signal.SIGUSR1)
+            await until(told.is_set, "signals are handled, as while a real one closes")
+
+    return FakeNode
+
+
+@pytest.mark.parametrize(("when", "lists"), [*zip(WHEN, (1, 1, 2, 3), strict=True)])
+@on_loop
+async def test_a_signal_ends_it_whenever_it_comes(monkeypatch, when, lists):
+    made = []
+    monkeypatch.setattr(daemon, "Node", node_class(when, made))
+    async with asyncio.timeout(10):
+        assert await daemon._serve(Home(), None) == 0
+    assert len(made) == lists
