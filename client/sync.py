@@ -18,6 +18,7 @@ from client.queries import ReplicaStatus, StaleAnswer
 from client.store import KeyValueCalls, Transaction
 from client.watch import Change, Position, Watch
 from replica.apps import kv
+from replica.cluster.clusterfile import ClusterFile
 from replica.cluster.passphrase import PassphraseSource
 from trustlog.receipts import Receipt
 
@@ -43,6 +44,11 @@ class SyncClient:
     def public_key(self) -> bytes:
         """The key by which replicas know this client, 65 bytes."""
         return self._client.public_key
+
+    @property
+    def cluster(self) -> ClusterFile:
+        """See Client.cluster."""
+        return self._client.cluster
 
     def __enter__(self) -> Self:
         if self._thread is not None:
