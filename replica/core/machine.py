@@ -67,7 +67,7 @@ from replica.core.layout import LayoutError
 from replica.core.logstate import LogState
 from replica.core.patience import Patience
 from replica.core.pen import Pen
-from replica.core.places import DIRECT
+from replica.core.places import DIRECT, GAVE_WAY
 from replica.core.requests import QueueFullError, Waiting
 from replica.core.rules import Reading, Violation, Wait, apply_entry, apply_opening, judge
 from replica.core.snapshot import MilestoneRule, Snapshot
@@ -224,11 +224,16 @@ class ReplicaCore(Inspection):
             # of it are under way. Not never: who relayed it may have skipped its execution, by a transfer.
             return
         try:
-            waiting = self._known.requests.add(envelope, now_ms, peer=DIRECT if event.peer is None else event.peer)
+            peer = DIRECT if event.peer is None else event.peer
+            waiting = self._known.requests.add(envelope, now_ms, peer=peer, source=event.source)
         except QueueFullError as full:
             self.refusals["request-queue-full"] += 1
             self._effects.append(Refuse(event.source, "busy", str(full)))
             return
+        finally:
+            for gone in self._known.requests.take_gone():
+                self.refusals["request-gave-way"] += 1
+                self._effects.append(Refuse(gone.source, "busy", GAVE_WAY))
         if waiting is not None and waiting.claimed_ms is not None and is_backup and not event.relayed:
             self._relay(waiting)
 

@@ -15,7 +15,7 @@ from replica.core.claims import Claims
 from replica.core.envelope import Envelope
 from replica.core.genesis import Limits
 from replica.core.line import Line, cost_of, operations_of
-from replica.core.places import DIRECT, Lane, Places
+from replica.core.places import DIRECT, GIVE_WAY_MAX, Lane, Places
 
 # Digests of executed requests that are remembered.
 EXECUTED_MAX = 8192
@@ -35,7 +35,8 @@ RELAY_PAUSE_MS = 300
 class Waiting:
     """A request that is not executed yet. Times in milliseconds.
 
-    peer: the replica that relayed it, DIRECT if its client handed it over. claimed_ms: when it was given a claim, if it
+    peer: the replica that relayed it, DIRECT if its client handed it over. source: where it came from, opaque here.
+    claimed_ms: when it was given a claim, if it
     was (`replica.core.claims`).
 
     In the present view: relayed_ms: when it was handed to the primary first. overtaken: batches of which that is said
@@ -48,6 +49,7 @@ class Waiting:
     since_ms: int
     work_before: int
     peer: int = DIRECT
+    source: object = None
     claimed_ms: int | None = None
     relay_at_ms: int = 0
     relay_pause_ms: int = RELAY_PAUSE_MS
@@ -68,7 +70,7 @@ class RequestQueue:
     they were not executed before; it never falls.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, operators: Collection[bytes] = ()) -> None:
         self.work = 0
         self.claims = Claims()
         self._limits = limits
@@ -76,7 +78,8 @@ class RequestQueue:
         self._line = Line()  # of those to be proposed
         self._under_way = 0  # what is proposed costs so much
         self._by_client: dict[bytes, dict[bytes, Waiting]] = {}  # client -> digest -> request, proposed or not
-        self._places = Places()
+        self._places = Places(operators)
+        self._gone: list[Waiting] = []
         self._now_ms = 0
         self._executed: dict[bytes, tuple[int, int]] = {}  # digest -> how often, when last; the latest last
 
@@ -91,10 +94,11 @@ class RequestQueue:
         """Say whether anything waits to be proposed."""
         return bool(self._line.lanes)
 
-    def add(self, envelope: Envelope, now_ms: int, *, peer: int = DIRECT) -> Waiting | None:
-        """Take a request; return None if it waits already. QueueFullError, changing nothing, if there is no room.
+    def add(self, envelope: Envelope, now_ms: int, *, peer: int = DIRECT, source: object = None) -> Waiting | None:
+        """Take a request; return None if it waits already. QueueFullError if there is no room.
 
-        peer: the replica that relayed it.
+        Requests of others may give way to it; `take_gone` returns those whose source is known.
+        peer: the replica that relayed it. source: where it came from, opaque here.
         """
         digest = envelope.digest()
         known = self._waiting.get(digest)
@@ -102,16 +106,39 @@ class RequestQueue:
             self._hand_over(known, peer)
             return None
         problem = self._places.problem((envelope.client, peer), len(envelope.raw))
+        if problem is not None and peer == DIRECT:
+            problem = self._make_room(envelope, problem)
         if problem is not None:
             raise QueueFullError(problem)
         self._now_ms = max(self._now_ms, now_ms)
-        waiting = Waiting(envelope, digest, now_ms, self.work, peer)
+        waiting = Waiting(envelope, digest, now_ms, self.work, peer, source)
         self._waiting[digest] = waiting
         self._by_client.setdefault(envelope.client, {})[digest] = waiting
         self._places.add(waiting.lane, len(envelope.raw))
         self._line.add(waiting)
         self.claims.add(waiting, self._now_ms, self.work)
         return waiting
+
+    def _make_room(self, envelope: Envelope, problem: str) -> str | None:
+        """Let requests of whoever takes more give way; return what the problem still is."""
+        client, size = envelope.client, len(envelope.raw)
+        for _ in range(GIVE_WAY_MAX):
+            other = self._places.gives_way(client, size)
+            mine = self._by_client[other] if other is not None else {}
+            newest = next(filter(_may_give_way, reversed(mine.values())), None)
+            if newest is None:
+                return problem
+            self.drop(newest)
+            if newest.source is not None:
+                self._gone.append(newest)
+            if self._places.problem((client, DIRECT), size) is None:
+                return None
+        return problem
+
+    def take_gone(self) -> list[Waiting]:
+        """Return the requests that gave way since the last call."""
+        gone, self._gone = self._gone, []
+        return gone
 
     def _hand_over(self, waiting: Waiting, peer: int) -> None:
         """Move what its client handed over, perhaps behind much else, to the places of who is patient for it."""
@@ -226,6 +253,11 @@ class RequestQueue:
             del self._by_client[waiting.envelope.client]
         self.claims.remove(waiting, self._now_ms, self.work)
         return waiting.since_ms
+
+
+def _may_give_way(waiting: Waiting) -> bool:
+    """Say whether a request may make room: not what is proposed, nor what somebody is patient for."""
+    return waiting.peer == DIRECT and not waiting.proposed and waiting.claimed_ms is None
 
 
 class QueueFullError(Exception):
