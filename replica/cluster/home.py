@@ -412,16 +412,6 @@ def _no_members_file(path: Path, cluster: ClusterFile) -> str:
     )
 
 
-def _no_members_file(path: Path, cluster: ClusterFile) -> str:
-    """Say what a new replica of a running cluster lacks, if it may be that, as one more sentence; else nothing."""
-    if not cluster.has_logs or cluster.links:
-        return ""
-    return (
-        f" If members changed, and this replica came in with a later list: {path / OWN_NAME} is missing; copy today's "
-        "cluster.members.toml to that place (trustlog-replica member list --update writes it)"
-    )
-
-
 def _trusted_log(table: Table) -> TrustedLogSettings:
     inner = table.optional_table("trusted_log")
     if inner is None:

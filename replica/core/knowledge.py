@@ -53,7 +53,7 @@ def initial_knowledge(genesis: Genesis) -> Knowledge:
         genesis,
         beginning(genesis),
         SlotBook(genesis.ordering, genesis.f),
-        RequestQueue(genesis.limits),
+        RequestQueue(genesis.limits, genesis.operators),
         ResultBook(genesis),
     )
 
@@ -64,6 +64,6 @@ def knowledge_from(genesis: Genesis, snapshot: Snapshot) -> Knowledge:
     slots.resume(snapshot.states, snapshot.batches)
     states = [state.copy() for state in snapshot.states]
     slot = snapshot.header.slot
-    queue = RequestQueue(genesis.limits)
+    queue = RequestQueue(genesis.limits, genesis.operators)
     # What this replica did not execute itself it has no results of.
     return Knowledge(genesis, states, slots, queue, ResultBook(genesis), stable=slot, executed=slot)

@@ -72,7 +72,7 @@ from replica.core.quotas import NO_QUOTA
 from replica.core.relays import Relays
 from replica.core.replays import Replays, answered_by
 from replica.core.requests import QueueFullError
-from replica.core.rooms import DIRECT
+from replica.core.rooms import DIRECT, GAVE_WAY
 from replica.core.rules import Reading, Violation, Wait, apply_entry, apply_opening, judge
 from replica.core.snapshot import MilestoneRule, Snapshot
 
@@ -238,12 +238,16 @@ class ReplicaCore(Inspection):
         quota = NO_QUOTA if event.relayed else self.executor.quota_of(envelope)
         try:
             peer = DIRECT if event.peer is None else event.peer
-            waiting = self._known.requests.add(envelope, now_ms, quota, peer=peer)
+            waiting = self._known.requests.add(envelope, now_ms, quota, peer=peer, source=event.source)
         except QueueFullError as full:
             self.refusals["relay-queue-full" if event.relayed else full.reason] += 1
             if not event.relayed:  # whoever relays keeps the request, and tries again
                 self._effects.append(Refuse(event.source, "busy", str(full)))
             return
+        finally:
+            for gone in self._known.requests.take_gone():
+                self.refusals["request-gave-way"] += 1
+                self._effects.append(Refuse(gone.source, "busy", GAVE_WAY))
         if waiting is not None and waiting.claimed_ms is not None and is_backup and not event.relayed:
             self._effects.extend(self._relays.arrived(waiting, self.primary, now_ms))
 

@@ -16,7 +16,7 @@ from replica.core.envelope import Envelope
 from replica.core.genesis import Limits
 from replica.core.line import Line, cost_of, operations_of
 from replica.core.quotas import NO_QUOTA, Buckets, Quota
-from replica.core.rooms import DIRECT, REQUESTS_PER_CLIENT_MAX, Lane, Rooms
+from replica.core.rooms import DIRECT, GIVE_WAY_MAX, REQUESTS_PER_CLIENT_MAX, Lane, Rooms
 
 # Digests of executed requests that are remembered.
 EXECUTED_MAX = 8192
@@ -36,7 +36,8 @@ RELAY_PAUSE_MS = 300
 class Waiting:
     """A request that is not executed yet. Times in milliseconds.
 
-    peer: the replica that relayed it, DIRECT if its client handed it over. claimed_ms: when it was given a claim, if it
+    peer: the replica that relayed it, DIRECT if its client handed it over. source: where it came from, opaque here.
+    claimed_ms: when it was given a claim, if it
     was (`replica.core.claims`).
 
     In the present view: relayed_ms: when it was handed to the primary first. overtaken: batches of which that is said
@@ -52,6 +53,7 @@ class Waiting:
     since_ms: int
     work_before: int
     peer: int = DIRECT
+    source: object = None
     claimed_ms: int | None = None
     relay_at_ms: int = 0
     relay_pause_ms: int = RELAY_PAUSE_MS
@@ -74,7 +76,7 @@ class RequestQueue:
     they were not executed before; it never falls.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, operators: Collection[bytes] = ()) -> None:
         self.work = 0
         self.claims = Claims()
         self._limits = limits
@@ -82,8 +84,9 @@ class RequestQueue:
         self._line = Line()  # of those to be proposed
         self._under_way = 0  # what is proposed costs so much
         self._by_client: dict[bytes, dict[bytes, Waiting]] = {}  # client -> digest -> request, proposed or not
-        self._rooms = Rooms()
+        self._rooms = Rooms(operators)
         self._buckets = Buckets()
+        self._gone: list[Waiting] = []
         self._now_ms = 0
         self._executed: dict[bytes, tuple[int, int]] = {}  # digest -> how often, when last; the latest last
 
@@ -98,23 +101,38 @@ class RequestQueue:
         """Say whether anything waits to be proposed."""
         return bool(self._line.lanes)
 
-    def add(self, envelope: Envelope, now_ms: int, quota: Quota = NO_QUOTA, *, peer: int = DIRECT) -> Waiting | None:
-        """Take a request; return None if it waits already. QueueFullError, changing nothing, if there is no room.
+    def add(
+        self,
+        envelope: Envelope,
+        now_ms: int,
+        quota: Quota = NO_QUOTA,
+        *,
+        peer: int = DIRECT,
+        source: object = None,
+    ) -> Waiting | None:
+        """Take a request; return None if it waits already. QueueFullError if there is no room.
 
-        quota: its client's, if this replica has it from the client itself. peer: the replica that relayed it.
+        Requests of others may give way to it; `take_gone` returns those whose source is known.
+        quota: its client's, if this replica has it from the client itself. peer: the replica that relayed it. source:
+        where it came from, opaque here.
         """
         digest = envelope.digest()
         known = self._waiting.get(digest)
         if known is not None:
             self._hand_over(known, peer)
             return None
-        problem = self._rooms.problem((envelope.client, peer), len(envelope.raw))
+        waiting = Waiting(envelope, digest, now_ms, self.work, peer, source)
+        if quota is not NO_QUOTA:
+            self._check_quota(quota, waiting)
+        problem = self._rooms.problem(waiting.lane, len(envelope.raw))
+        if problem is not None and peer == DIRECT:
+            problem = self._make_room(envelope, problem)
         if problem is not None:
             raise QueueFullError(problem)
         self._now_ms = max(self._now_ms, now_ms)
-        waiting = Waiting(envelope, digest, now_ms, self.work, peer)
-        if quota is not NO_QUOTA:
-            self._keep_to(quota, waiting)
+        if quota.operations_per_s:
+            self._buckets.charge(envelope.client, operations_of(envelope), quota.operations_per_s, now_ms)
+            waiting.charged = True
         self._waiting[digest] = waiting
         self._by_client.setdefault(envelope.client, {})[digest] = waiting
         self._rooms.add(waiting.lane, len(envelope.raw))
@@ -126,20 +144,16 @@ class RequestQueue:
         """Say whether a client may hand over one more request, as far as their number goes."""
         return self._rooms.count[client, DIRECT] < REQUESTS_PER_CLIENT_MAX
 
-    def _keep_to(self, quota: Quota, waiting: Waiting) -> None:
-        """Charge a request to its client; OverQuotaError if it is over quota with what waits already."""
+    def _check_quota(self, quota: Quota, waiting: Waiting) -> None:
+        """Raise OverQuotaError if a request is over its client's quota with what waits already."""
         count, taken = self._rooms.count[waiting.lane], self._rooms.bytes[waiting.lane]
         envelope, now_ms, rate = waiting.envelope, waiting.since_ms, quota.operations_per_s
         if quota.envelopes and count >= quota.envelopes:
             raise OverQuotaError(f"{quota.envelopes} requests waiting at a time")
         if quota.octets and count and taken + len(envelope.raw) > quota.octets:
             raise OverQuotaError(f"{quota.octets} bytes of requests waiting at a time")
-        if rate:
-            operations = operations_of(envelope)
-            if not self._buckets.has(envelope.client, operations, rate, now_ms):
-                raise OverQuotaError(f"{rate} operations per second")
-            self._buckets.charge(envelope.client, operations, rate, now_ms)
-            waiting.charged = True
+        if rate and not self._buckets.has(envelope.client, operations_of(envelope), rate, now_ms):
+            raise OverQuotaError(f"{rate} operations per second")
 
     def charge(self, envelope: Envelope, operations: int, quota: Quota, now_ms: int) -> None:
         """Charge a client for operations of this envelope that were executed, unless it was charged when it came."""
@@ -148,6 +162,27 @@ class RequestQueue:
         waiting = self.find(envelope)
         if waiting is None or not waiting.charged:
             self._buckets.charge(envelope.client, operations, quota.operations_per_s, now_ms)
+
+    def _make_room(self, envelope: Envelope, problem: str) -> str | None:
+        """Let requests of whoever takes more give way; return what the problem still is."""
+        client, size = envelope.client, len(envelope.raw)
+        for _ in range(GIVE_WAY_MAX):
+            other = self._rooms.gives_way(client, size)
+            mine = self._by_client[other] if other is not None else {}
+            newest = next(filter(_may_give_way, reversed(mine.values())), None)
+            if newest is None:
+                return problem
+            self.drop(newest)
+            if newest.source is not None:
+                self._gone.append(newest)
+            if self._rooms.problem((client, DIRECT), size) is None:
+                return None
+        return problem
+
+    def take_gone(self) -> list[Waiting]:
+        """Return the requests that gave way since the last call."""
+        gone, self._gone = self._gone, []
+        return gone
 
     def _hand_over(self, waiting: Waiting, peer: int) -> None:
         """Move what its client handed over, perhaps behind much else, to the places of who is patient for it."""
@@ -262,6 +297,11 @@ class RequestQueue:
             del self._by_client[waiting.envelope.client]
         self.claims.remove(waiting, self._now_ms, self.work)
         return waiting.since_ms
+
+
+def _may_give_way(waiting: Waiting) -> bool:
+    """Say whether a request may make room: not what is proposed, nor what somebody is patient for."""
+    return waiting.peer == DIRECT and not waiting.proposed and waiting.claimed_ms is None
 
 
 class QueueFullError(Exception):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
 from replica.apps import kv
-from replica.core import replays, rooms
+from replica.core import claims, replays, rooms
 from replica.core.entries import Commit, Entry, Prepare, PrePrepare, Suspect, ViewChange, decode_entry
 from replica.core.envelope import Status, decode_reply
 from replica.core.events import (
@@ -447,6 +448,29 @@ def test_a_relay_that_finds_the_queue_full_is_counted_and_not_answered(monkeypat
     effects = core.handle(RequestReceived(FakeClient(G, 101).open(), relayed=True, source="a backup"))
     assert Refuse not in kinds(effects)
     assert core.refusals["relay-queue-full"] == 1
+
+
+def test_whose_request_gave_way_is_told(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(rooms, "REQUESTS_MAX", 3)
+    monkeypatch.setattr(claims, "CLAIMS_PER_CLIENT_MAX", 1)
+    core, flood = make_core(G, 1), FakeClient(G, 100)
+    sent = [flood.operations(kv.get(b"k")) for _ in range(3)]
+    for envelope in sent:
+        core.handle(RequestReceived(envelope, relayed=False, source="flood"))
+    quiet = FakeClient(G, 101).open()
+    effects = core.handle(RequestReceived(quiet, relayed=False, source="quiet"))
+    assert [(e.source, e.code) for e in effects if isinstance(e, Refuse)] == [("flood", "busy")]
+    assert core.refusals["request-gave-way"] == 1
+    assert core._known.requests.find(quiet) is not None
+    assert core._known.requests.find(sent[2]) is None
+
+
+def test_an_operators_command_is_taken_when_the_queue_is_full(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(rooms, "REQUESTS_MAX", 1)
+    operator, *others = (FakeClient(G, number) for number in (100, 101, 102))
+    core = make_core(replace(G, operators=(operator.key,)), 1)
+    found = [core.handle(RequestReceived(one.open(), relayed=False, source=1)) for one in (*others, operator)]
+    assert [[type(effect) for effect in effects] for effects in found] == [[Relay], [Refuse], [Relay]]
 
 
 def test_an_expired_session_is_ordered_and_answered_alike_by_all():

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from replica.apps import kv
+from replica.core import claims, rooms
 from replica.core import requests as module
-from replica.core import rooms
 from replica.core.batch import BATCH_OVERHEAD_MAX, make_batch
 from replica.core.envelope import Envelope
 from replica.core.genesis import Limits
@@ -39,6 +39,8 @@ def empty(queue: RequestQueue) -> bool:
         or queue._by_client
         or queue._rooms.count
         or queue._rooms.bytes
+        or queue._rooms._by_count._of
+        or queue._rooms._by_bytes._at
         or len(queue.claims)
         or queue.claims._held
         or queue.claims._others
@@ -257,6 +259,92 @@ def test_bytes_are_bounded_per_client_and_over_all(monkeypatch: pytest.MonkeyPat
     queue.add(envelopes(101, 1)[0], 0)
     with pytest.raises(QueueFullError, match="this replica"):
         queue.add(envelopes(102, 1)[0], 0)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "REQUESTS_MAX": 12,
+        "REQUESTS_PER_CLIENT_MAX": 6,
+        "REQUEST_BYTES_MAX": 400 * 1024,
+        "REQUEST_BYTES_PER_CLIENT_MAX": 200 * 1024,
+        "OPERATOR_REQUESTS_MAX": 2,
+        "OPERATOR_BYTES_MAX": 50 * 1024,
+    }.items():
+        monkeypatch.setattr(rooms, name, value)
+    monkeypatch.setattr(claims, "CLAIMS_PER_CLIENT_MAX", 1)
+
+
+def test_two_keys_cannot_shut_others_out(small: None):
+    queue = RequestQueue(LIMITS)
+    floods = [envelopes(client, 6) for client in (100, 101)]
+    for envelope in (*floods[0], *floods[1]):
+        queue.add(envelope, 0, source=envelope.client[1])
+    for client in range(102, 108):
+        queue.add(envelopes(client, 1)[0], 0)
+        assert len(queue) == 12
+    gone = queue.take_gone()
+    assert [waiting.source for waiting in gone] == [100, 101, 100, 101, 100, 101], "of whoever has most, in turn"
+    assert [waiting.envelope for waiting in gone[::2]] == floods[0][:2:-1], "the newest first"
+    assert queue.take_gone() == []
+    assert {len(queue.of(flood[0].client)) for flood in floods} == {3}
+
+
+def test_what_gives_way_is_of_somebody_who_has_more(small: None):
+    queue = RequestQueue(LIMITS)
+    for client in range(100, 106):
+        for envelope in envelopes(client, 2):
+            queue.add(envelope, 0)
+    newcomer = envelopes(106, 2)
+    queue.add(newcomer[0], 0)
+    with pytest.raises(QueueFullError, match="this replica"):
+        queue.add(newcomer[1], 0)
+    assert queue.take_gone() == [], "nobody is told whose source is not known"
+
+
+def test_nor_can_keys_that_take_all_bytes(small: None):
+    queue = RequestQueue(LIMITS)
+    large = [envelope for client in (100, 101) for envelope in envelopes(client, 2, bytes(99_000))]
+    for envelope in (*large, *envelopes(102, 4)):
+        queue.add(envelope, 0, source=envelope.client[1])
+    queue.add(envelopes(103, 1, bytes(60_000))[0], 0)
+    assert [waiting.envelope for waiting in queue.take_gone()] == [large[1]], "many small ones would not help"
+    with pytest.raises(QueueFullError, match="this replica"):
+        queue.add(envelopes(104, 1, bytes(199_000))[0], 0)
+    assert queue.take_gone() == [], "nobody takes more than that"
+
+
+def test_what_is_proposed_or_has_a_claim_does_not_give_way(small: None):
+    queue = RequestQueue(Limits(batch_envelopes_max=5))
+    flood = envelopes(100, 6)
+    for envelope in flood:
+        queue.add(envelope, 0, source=1)
+    assert queue.take_batch() == flood[:5]
+    for client in range(101, 107):
+        queue.add(envelopes(client, 1)[0], 0)
+    queue.add(envelopes(107, 1)[0], 0)
+    with pytest.raises(QueueFullError, match="this replica"):
+        queue.add(envelopes(108, 1)[0], 0)
+    assert [waiting.envelope for waiting in queue.take_gone()] == [flood[5]]
+    queue.begin_view(())
+    queue.add(envelopes(108, 1)[0], 0)
+    waiting = queue.find(flood[0])
+    assert waiting is not None
+    assert waiting.claimed_ms is not None
+
+
+def test_operators_have_room_in_reserve(small: None):
+    operator = FakeClient(G, 120)
+    queue = RequestQueue(LIMITS, [operator.key])
+    for client in range(100, 112):
+        queue.add(envelopes(client, 1, bytes(30_000))[0], 0)
+    with pytest.raises(QueueFullError, match="this replica"):
+        queue.add(envelopes(112, 1)[0], 0)
+    for _ in range(2):
+        queue.add(operator.operations(kv.put(b"k", bytes(20_000))), 0)
+    with pytest.raises(QueueFullError, match="this replica"):
+        queue.add(operator.operations(kv.get(b"k")), 0)
+    assert len(queue) == 14
 
 
 def test_a_new_view_proposes_anew_what_is_neither_executed_nor_carried():
