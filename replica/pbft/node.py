@@ -133,6 +133,10 @@ class PbftNode:
         await asyncio.gather(*(link.close() for link in self.links.values()))
         await self.server.close()
 
+    def is_allowed(self, key: bytes) -> bool:
+        """Say whether this key may be a client's, as far as was executed here."""
+        return self.executor.clients.is_allowed(key)
+
     @property
     def progress(self) -> tuple[int, int]:
         """The highest slot executed, and the view."""

@@ -3,6 +3,10 @@
 A connection is counted before its first byte is read. Until it has said who it is, it is cheap (frames of 4 KiB), has
 a deadline, and when too many such strangers are there the oldest makes room, so that a flood of them cannot keep a
 replica out. Clients have a limit of their own; replicas' places are theirs.
+
+When clients have all their places, the newest connection of the key that has most of them gives way to a key that has
+fewer, and first of all one of a key that may ask for nothing: revoked, or not listed where only listed keys may. Such
+keys have few places altogether, and operators some in reserve.
 """
 
 import asyncio
@@ -40,6 +44,10 @@ STRANGERS_MAX = 256
 HANDSHAKE_S = 5.0
 CLIENTS_MAX = 2048
 CONNECTIONS_PER_CLIENT_MAX = 512
+# Of all keys together that may ask for nothing.
+UNWELCOME_MAX = 64
+# For operators, beyond CLIENTS_MAX.
+OPERATOR_CONNECTIONS_MAX = 16
 CONNECTIONS_PER_REPLICA_MAX = 4
 IDLE_S = 60.0
 LISTEN_BACKLOG = 512
@@ -57,6 +65,10 @@ class Host(Protocol):
     @property
     def refusals(self) -> Counter[str]:
         """What it refused."""
+        ...
+
+    def is_allowed(self, key: bytes) -> bool:
+        """Say whether this key may be a client's."""
         ...
 
     @property
@@ -206,20 +218,47 @@ class Server:
     def left(self, connection: "AcceptedConnection") -> None:
         """Forget a connection."""
         self._connections.discard(connection)
-        if connection.client is not None:
-            same = self.clients[connection.client]
+        same = self.clients.get(connection.client or b"", [])
+        if connection in same:  # else it gave way before
             same.remove(connection)
             self.client_count -= 1
             if not same:
-                del self.clients[connection.client]
+                del self.clients[connection.client or b""]
 
     def admit_client(self, connection: "AcceptedConnection", key: bytes) -> bool:
         """Note whose connection it is; False if there is no place."""
-        same = self.clients.get(key, [])
-        if self.client_count >= CLIENTS_MAX or len(same) >= CONNECTIONS_PER_CLIENT_MAX:
+        if len(self.clients.get(key, ())) >= CONNECTIONS_PER_CLIENT_MAX:
+            return False
+        if not self._is_welcome(key):
+            taken = sum(len(some) for other, some in self.clients.items() if not self._is_welcome(other))
+            if taken >= UNWELCOME_MAX:
+                return False
+        reserve = OPERATOR_CONNECTIONS_MAX if self._is_operator(key) else 0
+        if self.client_count >= CLIENTS_MAX + reserve and not self._make_room(key):
             return False
         self.clients.setdefault(key, []).append(connection)
         self.client_count += 1
+        return True
+
+    def _is_operator(self, key: bytes) -> bool:
+        return key in self.cluster.genesis.operators
+
+    def _is_welcome(self, key: bytes) -> bool:
+        return self._is_operator(key) or self.node.is_allowed(key)
+
+    def _make_room(self, key: bytes) -> bool:
+        """Have the newest connection of whoever has most give way to one of this key; False if nobody has more."""
+        ranks = {
+            other: (not self._is_welcome(other), len(some))
+            for other, some in self.clients.items()
+            if not self._is_operator(other)
+        }
+        most = max(ranks, key=ranks.__getitem__, default=key)
+        if ranks.get(most, (False, 0)) <= (not self._is_welcome(key), len(self.clients.get(key, ())) + 1):
+            return False
+        newest = self.clients[most][-1]
+        self.left(newest)
+        newest.give_way()
         return True
 
     def admit_replica(self, number: int) -> None:
@@ -352,6 +391,12 @@ class AcceptedConnection(MessageProtocol):
         self.send(Welcome(*self._host.progress))
         if not self.known.done():
             self.known.set_result(None)
+
+    def give_way(self) -> None:
+        """Close the connection of a client that has more of them than others, who need a place."""
+        self.refusals["client-gave-way"] += 1
+        self.send(Refused("too-many-clients", "this replica needs the place for a client with fewer connections"))
+        self.close()
 
     def _refuse_hello(self, code: str, text: str) -> None:
         self.refusals[f"hello-{code}"] += 1

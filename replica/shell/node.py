@@ -495,6 +495,10 @@ class Node:
         """Say whether it is about to stop."""
         return self._closing
 
+    def is_allowed(self, key: bytes) -> bool:
+        """Say whether this key may be a client's, as far as was executed here."""
+        return self.core.executor.clients.is_allowed(key)
+
     @property
     def progress(self) -> tuple[int, int]:
         """The highest slot executed, and the view."""
