@@ -46,7 +46,7 @@ EXPECTED = (
     "away-across-checkpoints-and-views",
     "cuts-moved",
     *(f"cuts-{verdict}" for verdict in ("stands", "back", "no-end", "open")),
-    "primaries-left-for-the-cut",
+    "primaries-suspected-for-the-cut",
     "heads-compared",
     "refused-heads",
     "refused-offers",

@@ -71,25 +71,25 @@ _UNHURRIED = {
 }
 
 CONTROLS: tuple[Control, ...] = (
-    Control("quorum-one-short", "f votes decide", ("agreement",), planted.quorum_one_short, 6),
+    Control("quorum-one-short", "f votes decide", ("agreement",), planted.quorum_one_short, 1),
     Control(
         "stable-one-short",
         "f checkpoints are stable",
         ("halted",),
         planted.stable_one_short,
-        4,
+        3,
         one_faulty(2, "checkpoint-lie"),
     ),
-    Control("one-counts-twice", "a replica's votes count twice", ("agreement",), planted.one_counts_twice, 2),
+    Control("one-counts-twice", "a replica's votes count twice", ("agreement",), planted.one_counts_twice, 1),
     Control(
         "differing-vote-counts",
         "a vote for something else counts",
         ("agreement",),
         planted.differing_vote_counts,
-        10,
-        {**one_faulty(1, "lying-vote:30"), "ordering": Ordering.TWO_PHASE},
+        75,
+        {**one_faulty(1, "lying-vote:100", "impatient:30"), **_PLODDING, "weather": STORMY},
     ),
-    Control("no-quorum-to-execute", "a proposal is executed at once", ("agreement",), planted.no_quorum_to_execute, 6),
+    Control("no-quorum-to-execute", "a proposal is executed at once", ("agreement",), planted.no_quorum_to_execute, 1),
     Control(
         "carry-lowest-view",
         "the lowest view's vote is carried",
@@ -98,13 +98,13 @@ CONTROLS: tuple[Control, ...] = (
         98,
         {**one_faulty(1, "abstain", "impatient:30", "chosen-references:fewest"), **_PLODDING},
     ),
-    Control("carry-forgets", "nothing is carried", ("agreement",), planted.carry_forgets, 1),
+    Control("carry-forgets", "nothing is carried", ("agreement",), planted.carry_forgets, 7),
     Control(
         "carry-unproposed",
         "votes for what was not proposed are carried",
         ("agreement",),
         planted.carry_what_was_not_proposed,
-        2,
+        60,
         one_faulty(2, "null-vote:50", "impatient:20"),
     ),
     Control(
@@ -120,7 +120,7 @@ CONTROLS: tuple[Control, ...] = (
         "votes after VIEW-CHANGE count",
         ("agreement",),
         planted.votes_after_change,
-        12,
+        3,
         {**one_faulty(2, "abstain", "vote-after-change"), "ordering": Ordering.TWO_PHASE},
     ),
     Control("no-wait-for-causes", "votes do not wait for the proposal", ("accuracy",), planted.no_wait_for_causes, 0),
@@ -146,7 +146,7 @@ CONTROLS: tuple[Control, ...] = (
         "any execution restores patience",
         ("liveness",),
         planted.any_progress_restores,
-        2,
+        0,
         _BUSY | one_faulty(0, "censor"),
     ),
     Control(

@@ -28,7 +28,7 @@ MEMBERS: tuple[Control, ...] = (
         "slots above the last one of a list are voted for under it",
         ("agreement",),
         planted.no_barrier,
-        9,
+        38,
         {**_REPLACED, "weather": STORMY},
     ),
     Control(
@@ -36,7 +36,7 @@ MEMBERS: tuple[Control, ...] = (
         "a list ends less than a window above the slot that says so",
         ("agreement",),
         planted.early_end,
-        12,
+        57,
         {**_REPLACED, "weather": STORMY},
     ),
     Control(

@@ -47,7 +47,7 @@ RECOVERY: tuple[Control, ...] = (
         "an entry's causes may get lost",
         ("liveness",),
         planted.causes_not_durable,
-        26,
+        10,
         _CRASHING,
     ),
     Control(
@@ -82,7 +82,7 @@ RECOVERY: tuple[Control, ...] = (
         "the changes of a milestone that was passed over are lost",
         ("state",),
         planted.passed_milestones_lost,
-        4,
+        28,
         {**_liar(1, "checkpoint-lie:skip"), "storm_ms": 12_000},
     ),
     Control(
@@ -147,7 +147,7 @@ RECOVERY: tuple[Control, ...] = (
         "f checkpoints certify a state",
         ("state",),
         planted.certificate_one_short,
-        15,
+        3,
         _liar(1, "forged-state"),
     ),
     Control(
@@ -155,7 +155,7 @@ RECOVERY: tuple[Control, ...] = (
         "an offered state needs no certificate",
         ("state",),
         planted.certificate_not_checked,
-        15,
+        3,
         _liar(1, "forged-state"),
     ),
     Control(

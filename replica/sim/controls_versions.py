@@ -22,7 +22,7 @@ VERSIONS: tuple[Control, ...] = (
         "at one replica a version is in force in the slot of its command",
         ("state",),
         planted.at_once_at_one,
-        4,
+        1,
         _RELEASED,
     ),
     Control(

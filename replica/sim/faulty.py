@@ -239,7 +239,10 @@ class FaultyReplica(Host):
         """Go on under the next list of members, if this replica's log is in it."""
         if self.is_down or self._is_appending:
             return
-        snapshot = self.next_list(VersionedKeyValue())
+        try:
+            snapshot = self.next_list(VersionedKeyValue())
+        except LayoutError:
+            return  # as above
         if snapshot is not None:
             self.world.counts["faulty-went-over"] += 1
             self._begin(snapshot)

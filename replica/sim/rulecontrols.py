@@ -81,7 +81,7 @@ RULE_CONTROLS: tuple[Control, ...] = (
         "a view may be opened again",
         ("agreement",),
         partial(without_rule, "opened-twice"),
-        51,
+        28,
         _at_changes("opened-twice", _TWO),
     ),
     Control(
@@ -89,7 +89,7 @@ RULE_CONTROLS: tuple[Control, ...] = (
         "anybody may open a view",
         ("accuracy",),
         partial(without_rule, "not-primary"),
-        13,
+        23,
         _at_changes("not-primary", _TWO),
     ),
     Control(
@@ -97,7 +97,7 @@ RULE_CONTROLS: tuple[Control, ...] = (
         "a primary may vote by PREPARE",
         ("agreement",),
         partial(without_rule, "primary-prepared"),
-        36,
+        33,
         _at_changes("primary-prepared", _THREE),
     ),
     Control(
@@ -105,7 +105,7 @@ RULE_CONTROLS: tuple[Control, ...] = (
         "a replica may return to a view that it has left",
         ("bounds",),
         partial(without_rule, "view-backwards"),
-        3,
+        0,
         _at_changes("view-backwards", _TWO, number=2),
     ),
     Control(
@@ -113,7 +113,7 @@ RULE_CONTROLS: tuple[Control, ...] = (
         "NEW-VIEW may name any entry",
         ("agreement",),
         any_entry_may_be_named,
-        3,
+        20,
         _at_changes("wrong-reference", _TWO),
     ),
     Control(

@@ -277,7 +277,8 @@ def _focus(seed: int) -> dict[str, Any]:
         # What replica 2 may choose from holds the own one last, so that choosing it makes a difference.
         who = 2 if name == _GAPS or name.endswith(":own") else 1
         focus |= {"f": 1, "faulty": (who,), "strategies": ((*company, name),), "weather": STORMY}
-        focus |= {"patience_ms": 150, "partitions": 6, "storm_ms": 12000}
+        # Of fields of NEW-VIEW there are most, so that each has fewer turns.
+        focus |= {"patience_ms": 120 if kind == 3 else 150, "partitions": 6, "storm_ms": 12000}
     if name.startswith("rule-breaker"):
         focus["crashes"] = 0
     if "commit" in name:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from replica.application import Context
 from replica.core.batch import NULL_BATCH, Batch
 from replica.core.carry import Carry
-from replica.core.entries import Entry, ViewChange
+from replica.core.entries import Entry, Suspect
 from replica.core.group import VerifiedGroup
 from replica.core.logstate import LogState
 from replica.core.machine import ReplicaCore
@@ -65,8 +65,8 @@ class WatchedCore(ReplicaCore):
                 self.carries[f"cuts-{verdict}"] += 1
 
     def _count(self, log: int, index: int, entry: Entry, group: VerifiedGroup) -> None:
-        if isinstance(entry, ViewChange) and log == self.number and self._known.cut_lags and not self.is_puppet:
-            self.carries["primaries-left-for-the-cut"] += 1
+        if isinstance(entry, Suspect) and log == self.number and self._known.cut_lags and not self.is_puppet:
+            self.carries["primaries-suspected-for-the-cut"] += 1
         super()._count(log, index, entry, group)
 
     def log_states(self) -> list[LogState]:

@@ -155,8 +155,9 @@ def test_two_faulty_primaries_in_a_row_are_replaced(ordering):
     assert all({1, 2} <= set(facts.opened[i]) for i in stage.correct)
     assert {view for view, slot in facts.proposed if slot > max(facts.carried[1])} == {2}
     for number in stage.correct:
-        assert facts.entered[number][2] - facts.entered[number][1] >= PATIENCE_MS - WORK_MS
-    assert answered_in(stage, "A2") <= CLIENT_PATIENCE_MS + 2 * PATIENCE_MS + WORK_MS
+        assert facts.entered[number][2] - facts.entered[number][1] >= 2 * PATIENCE_MS - WORK_MS
+    # One patience with the first, and as it ended two with the second.
+    assert answered_in(stage, "A2") <= CLIENT_PATIENCE_MS + 3 * PATIENCE_MS + WORK_MS
 
 
 @pytest.mark.parametrize("ordering", ORDERINGS)
@@ -164,13 +165,15 @@ def test_a_view_that_was_never_opened_to_anybody_is_left(ordering):
     stage = staged("new_view_withheld", ordering)
     facts = stage.facts
     assert views_entered(stage) == {2: [1, 2], 3: [1, 2], 4: [1, 2]}
-    # The withheld NEW-VIEW is read by everybody, but only when all are in view 2, and its proposal is not executed.
+    # The withheld NEW-VIEW is read, but only when all are in view 2, and its proposal is not executed.
     left = max(facts.entered[number][2] for number in stage.correct)
-    assert all(facts.opened[number][1] > left for number in stage.correct)
+    read = [facts.opened[number][1] for number in stage.correct if 1 in facts.opened[number]]
+    assert read
+    assert min(read) > left
     assert (1, 3) in facts.proposed
     assert facts.proposed[2, 3] == ("A2",)
     assert facts.carried[2].keys() == {1, 2}
-    assert answered_in(stage, "A2") <= CLIENT_PATIENCE_MS + 2 * PATIENCE_MS + WORK_MS
+    assert answered_in(stage, "A2") <= CLIENT_PATIENCE_MS + 3 * PATIENCE_MS + WORK_MS
 
 
 @pytest.mark.parametrize("ordering", ORDERINGS)
@@ -182,7 +185,7 @@ def test_a_lost_new_view_costs_another_view_and_its_proposals_are_carried(orderi
     # Replica 1 proposed A2 in view 1; nobody else voted for it, and view 2 carries it all the same.
     assert facts.proposed[1, 3] == ("A2",)
     assert facts.carried[2][3] == ("A2",)
-    assert answered_in(stage, "A2") <= 3 * PATIENCE_MS
+    assert answered_in(stage, "A2") <= 4 * PATIENCE_MS
 
 
 @pytest.mark.parametrize("ordering", ORDERINGS)
