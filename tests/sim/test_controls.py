@@ -2,10 +2,14 @@
 
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from replica.core.envelope import Status
 from replica.sim import controls, run
+from replica.sim.clients import CorrectClient
 from replica.sim.control import SEARCH_SEEDS, Control, one_faulty, patched
 from replica.sim.controls import CLONED, EQUIVOCATING, SCRIPTED
 from replica.sim.rulecontrols import RULE_CONTROLS
@@ -67,8 +71,29 @@ def test_whole_runs_show_every_kind_of_violation():
     # A carried vote for a batch that nobody knows is the end of a core.
     unknown = replace(BY_NAME["carry-unproposed"], overrides=one_faulty(2, "lying-vote"))
     shown |= {violation.kind for violation in unknown.run(2).violations}
-    # A history without any order is shown to the checker itself: tests/sim/test_histories.py.
-    assert shown | {"linearizability"} == KINDS
+    # A history without any order is shown to the checker itself: tests/sim/test_histories.py. So is a false answer.
+    assert shown | {"linearizability", "reply"} == KINDS
+
+
+@pytest.mark.parametrize("status", [None, Status.EXPIRED, Status.OK])
+def test_an_answer_that_nobody_waits_for_or_that_is_none_is_a_violation(status):
+    """status: of the one answer that is waited for; None: nobody waits."""
+    said: list[str] = []
+    witness = SimpleNamespace(
+        violation=lambda kind, text: said.append(f"{kind}: {text}"), acknowledged=lambda *_: said.append("acknowledged")
+    )
+    setting = SimpleNamespace(witness=witness, audience=SimpleNamespace(answered=lambda *_: None))
+    asked = SimpleNamespace(raw=b"o", returned=None, value=None)
+    client: Any = SimpleNamespace(unanswered={} if status is None else {1: asked}, obliged={}, setting=setting)
+    client.number, client.completed, client.key = 7, 0, SimpleNamespace(public=b"")
+    client.world = SimpleNamespace(now=5, note=lambda _: None)
+    CorrectClient._answered(client, 1, status or Status.OK, 3, b"v")
+    expected = {
+        None: "reply: client 7 got a second answer to one operation",
+        Status.EXPIRED: "reply: client 7 was answered EXPIRED to b'o'",
+        Status.OK: "acknowledged",
+    }
+    assert said == [expected[status]]
 
 
 def test_what_hides_other_harm_must_be_named():
