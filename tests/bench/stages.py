@@ -40,7 +40,7 @@ RULES: tuple[tuple[str, str, frozenset[str]], ...] = tuple(
         (READ, "replica/core/envelope.py", "decode_envelope"),
         (READ, "replica/core/group.py", "decode_group decode_payloads"),
         (REPLY, "replica/core/envelope.py", "encode_operations_reply encode_open_reply"),
-        (REPLY, "replica/shell/errands.py", "_send_reply"),
+        (REPLY, "replica/shell/replies.py", ""),
         (VERIFY, "replica/shell/verify.py", ""),
         (VERIFY, "trustlog/verification.py", ""),
         (KEEP, "replica/core/checkpoint.py", ""),

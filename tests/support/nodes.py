@@ -92,6 +92,7 @@ class Nodes(ClientsMixin, contextlib.AbstractAsyncContextManager):
                 not node.outbox.is_busy
                 and not node._events
                 and not node.core.is_appending
+                and not node.core.holds_back
                 and all(
                     node.core.read(number) == other.trusted_log.last and not node.core.unread(number)
                     for number, other in self.nodes.items()

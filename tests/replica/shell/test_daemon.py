@@ -18,6 +18,7 @@ class Home:
     """A home that leads from list to list for ever."""
 
     number = 0
+    is_renewed = False
     settings = SimpleNamespace(http=None)
 
     def under_next_list(self):

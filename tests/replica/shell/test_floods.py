@@ -9,6 +9,7 @@ import pytest
 from replica.apps import kv
 from replica.cluster.keys import ClientKey
 from replica.core import requests as requests_module
+from replica.core import rooms
 from replica.core.envelope import Operations, SessionId, encode_operations
 from replica.core.events import Send
 from replica.shell import replies
@@ -34,7 +35,8 @@ def readers(node):
 
 @on_loop
 async def test_a_full_queue_ends_no_link_between_correct_replicas(tmp_path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(requests_module, "REQUESTS_PER_CLIENT_MAX", 4)
+    monkeypatch.setattr(rooms, "REQUESTS_PER_CLIENT_MAX", 4)
+    monkeypatch.setattr(rooms, "RELAYED_PER_CLIENT_MAX", 3)
     async with Nodes(tmp_path / "c") as cluster:
         cluster.start()
         await cluster.wait_ready()

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from replica.cli.evidence import _proven_fork
+from replica.core.genesis import Member
 from tests.trustlog.support import CONTEXT, NONCE, digests_of
 from tests.trustlog.tpm.attacker import attacker_on
 from tests.trustlog.tpm.support import sign_anything
@@ -84,7 +85,7 @@ def test_nobody_is_framed_with_what_a_tpms_key_signed_for_its_host(root):
     assert "attested twice" in str(verify_document(raw, LogIdentity.published(key, None), Expectation(CONTEXT)))
     with pytest.raises(VerificationError, match="do not count here"):
         verify_document(raw, LogIdentity.published(key, pins), Expectation(CONTEXT))
-    member = SimpleNamespace(log_public_key=key.raw, log_kind=BackendKind.TPM, log_pins=pins.encode(), since=0)
+    member = Member(0, BackendKind.TPM, key.raw, pins.encode())
     cluster = SimpleNamespace(lists=[SimpleNamespace(members=[member])])
     with pytest.raises(CommandError, match="proves nothing: statements of the software backend do not count here"):
         _proven_fork(raw, cluster)
