@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 BENCH_VENV := .venv-bench
 BENCH_STAMP := $(BENCH_VENV)/.installed
 
-.PHONY: help install check format test test-chart test-compose test-net test-systemd test-rolling cover kill demo bench bench-peers bench-trust bench-flood bench-state profile soak sim man lock clean
+.PHONY: help install check format test test-long test-chart test-compose test-net test-systemd test-rolling cover kill demo bench bench-peers bench-trust bench-flood bench-state profile soak sim man lock clean
 
 help: ## Show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1	\2/p' Makefile | expand -t 22
@@ -49,6 +49,9 @@ format: $(STAMP) ## Format the code and apply safe lint fixes
 test: $(STAMP) ## Run the tests (TESTS="tests/trustlog -k seal" for some of them, JOBS=0 one after the other)
 	$(BIN)/python -m pytest -n $(or $(JOBS),3) --dist loadscope $(TESTS)
 
+test-long: $(STAMP) ## Run the tests that `make test` leaves out: more seeds, more members, more kills
+	$(BIN)/python -m pytest -n $(or $(JOBS),3) --dist loadscope -m long $(TESTS)
+
 # Large, so not in .venv.
 DEPLOY_TOOLS := build/deploy-tools
 $(DEPLOY_TOOLS)/.installed: tests/deploy/tools.lock $(STAMP)
@@ -69,7 +72,7 @@ test-systemd: $(STAMP) ## Start the units as their page says, under a real syste
 	$(BIN)/python -m pytest -v tests/deploy/run_systemd.py
 
 test-rolling: $(STAMP) ## Restart each replica, and stop each for ten seconds, under load (STOPPED_S=10)
-	STOPPED_S=$(or $(STOPPED_S),10) $(BIN)/python -m pytest -v tests/cluster/test_rolling.py
+	STOPPED_S=$(or $(STOPPED_S),10) $(BIN)/python -m pytest -v -m "long or not long" tests/cluster/test_rolling.py
 
 cover: $(STAMP) ## Run the tests with branch coverage
 	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(TESTS)

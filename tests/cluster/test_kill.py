@@ -41,7 +41,7 @@ class Insistent(Load):
                 self.counted.append(await self.client.incr("n", deadline_s=self._deadline_s))
 
 
-@pytest.mark.parametrize("ordering", list(Ordering))
+@pytest.mark.parametrize("ordering", [pytest.param(Ordering.TWO_PHASE, marks=pytest.mark.long), Ordering.THREE_PHASE])
 def test_all_at_once_under_load(tmp_path, ordering):
     with Processes(tmp_path / "c", ordering=ordering, limits=LIMITS) as cluster:
         cluster.set(retain_mib=0)

@@ -172,6 +172,7 @@ def test_who_lost_everything_is_back_with_three_commands(tmp_path):
         assert load_cluster_file(cluster.file).genesis != cluster.present().genesis
 
 
+@pytest.mark.long
 def test_a_client_that_stays_connected_outlives_the_replicas_that_it_knew(tmp_path):
     """All three are replaced, one after the other, under load; no operation fails, and a watch is told by the new ones."""
     with Changing(tmp_path / "c") as cluster:
@@ -251,6 +252,7 @@ def test_two_more_and_two_less(tmp_path):
         assert cluster.listed()["f"] == 1
 
 
+@pytest.mark.long
 def test_who_was_away_finds_the_new_list_and_its_state(tmp_path):
     """Others forgot what it lacks, so it begins anew under today's list; a client's folder can be brought up to date."""
     with Changing(tmp_path / "c", f=2) as cluster:

@@ -80,8 +80,10 @@ def refound(cluster, new, *options, survivors=(2,)):
 
 @pytest.mark.parametrize(
     "options",
-    [{"log_kind": BackendKind.SOFTWARE}, {"log_kind": BackendKind.PROCESS, "encrypt_store": True}],
-    ids=["software", "process, sealed"],
+    [
+        pytest.param({"log_kind": BackendKind.SOFTWARE}, id="software", marks=pytest.mark.long),
+        pytest.param({"log_kind": BackendKind.PROCESS, "encrypt_store": True}, id="process, sealed"),
+    ],
 )
 def test_what_the_survivor_executed_is_there_and_the_new_cluster_works(tmp_path, options):
     backend = options["log_kind"].name.lower()
@@ -134,6 +136,7 @@ def test_what_the_survivor_executed_is_there_and_the_new_cluster_works(tmp_path,
         assert f"cluster {made['founded_from']}" in notes[0]
 
 
+@pytest.mark.long
 def test_a_replica_of_the_new_cluster_is_replaced_by_a_new_log(tmp_path):
     with Changing(tmp_path / "old", log_kind=BackendKind.SOFTWARE) as old:
         old.start_and_wait()

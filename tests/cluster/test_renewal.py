@@ -80,6 +80,7 @@ def test_a_certificate_is_renewed_under_load(tmp_path):
         assert [one["since_list"] for one in cluster.listed()["replicas"]] == [0, 0, 0]
 
 
+@pytest.mark.long
 def test_one_that_was_away_comes_back_with_the_new_certificate(tmp_path):
     """Its peers know only that, and its own list names the old one; its keys have a passphrase."""
     words = tmp_path / "words"

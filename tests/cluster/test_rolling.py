@@ -109,6 +109,7 @@ def test_restarted_one_after_the_other(tmp_path, f):
     use(tmp_path, f, disturb)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("f", FAULTS)
 def test_stopped_for_a_while(tmp_path, f):
     """kill -STOP of each in turn, the primary among them: its connections stay, and nothing comes from it."""

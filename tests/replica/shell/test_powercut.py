@@ -201,7 +201,10 @@ def test_the_workload_does_everything(recording):
     assert done["unlink", "store.sqlite-wal"] == 2
 
 
-@pytest.mark.parametrize("share", range(SHARES))
+# Every second share here, and the others in make test-long.
+@pytest.mark.parametrize(
+    "share", [pytest.param(share, marks=[pytest.mark.long] if share % 2 else []) for share in range(SHARES)]
+)
 def test_the_power_fails_after_every_operation(recording, tmp_path, share):
     count = len(recording.operations)
     steps = range(count * share // SHARES, count * (share + 1) // SHARES)
