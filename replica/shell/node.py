@@ -7,7 +7,7 @@ group, one transaction and one signature.
 import asyncio
 import sqlite3
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
@@ -41,7 +41,6 @@ from replica.core.events import (
     Send,
     Stable,
     Taken,
-    Tick,
     ViewEntered,
     ViewOpened,
 )
@@ -68,6 +67,7 @@ from replica.shell.receipts import Receipts
 from replica.shell.server import ServerConnection
 from replica.shell.store import Store, StoreError
 from replica.shell.streams import Streams
+from replica.shell.ticking import Ticking, now
 from replica.shell.tracing import open_tracing
 from replica.shell.trustedlog import TrustedLog, stop_waiting, trouble
 from replica.shell.verify import EnvelopeVerifier, GroupVerifier
@@ -76,13 +76,8 @@ from replica.wire.messages import Heads as HeadsMessage
 from replica.wire.tls import client_context, server_context
 from trustlog import VerificationError
 
-TICK_S = 0.05
-# While the core holds something back it is told the time so often: what may wait waits for that, or twice that.
-HELD_S = 0.005
-HOUSEKEEPING_TICKS = 40
 # Entries read and operations executed in one turn of the loop: some 20 ms, or one batch.
 WORK_PER_TURN = 500
-TURNS_KEPT = 5
 
 
 class Node:
@@ -92,9 +87,6 @@ class Node:
     milestones: when the state is made durable, if not as usual; the same in all replicas, or they cannot help each
     other with parts of it. renew: called when its folder leads to another list of members, under which it is made anew.
     """
-
-    _timer: asyncio.TimerHandle | None
-    _held_timer: asyncio.TimerHandle | None
 
     def __init__(
         self,
@@ -167,11 +159,8 @@ class Node:
         self.lists = MemberLists(self, renew)
         self._events: list[Event] = []
         self._drains = False  # once in the next turn of the loop, and not more often
-        self._ticks = 0
-        self._tick_at = 0.0
-        self._turns_ms = deque([0.0], maxlen=TURNS_KEPT)  # the longest turn of each housekeeping period
+        self.ticking = Ticking(self._on_tick, self._keep_house, early=lambda: self.post(now()))
         self._held_back = False
-        self._timer = self._held_timer = None
         self._closing = False
         self._effects: dict[type, Callable[[Any], None]] = {
             Append: lambda effect: self.outbox.append(effect.payloads),
@@ -209,7 +198,7 @@ class Node:
         self.server.start(host, port)
         for link in self.links.values():
             link.start()
-        self._tick()
+        self.ticking.start()
         self.lists.look()
         self.log.info(
             "listening",
@@ -222,9 +211,7 @@ class Node:
     async def close(self) -> None:
         """Stop: finish what is being said, store what was received, hang up."""
         self._closing = True
-        for timer in (self._timer, self._held_timer):
-            if timer is not None:
-                timer.cancel()
+        self.ticking.close()
         await self.server.close()
         await asyncio.gather(*(link.close() for link in self.links.values()))
         await self.streams.close()
@@ -288,7 +275,7 @@ class Node:
         self._to_install = None
         self.refusals += self.core.refusals
         self.core = self._make_core(snapshot)
-        self._carry_out(self.core.handle(self._now()))  # what it then knows must not seem to be known for ever
+        self._carry_out(self.core.handle(now()))  # what it then knows must not seem to be known for ever
         try:
             mine = (self.home.cluster.cluster_id, self.number)
             with closing(Store(self.store.path, *mine, seal=self.seal)) as store:
@@ -416,7 +403,7 @@ class Node:
             # The core may have changed by half, and what it wanted done is lost: nothing more may be said.
             self.log.exception("internal error")
             self.stop(f"internal error: {type(error).__name__}: {error}; please report it with what was logged before")
-        self._plan_to_speak()
+        self.ticking.hurry(wanted=self.core.holds_back and not self._closing)
         if self._to_install is not None:
             self._begin_anew()
         if self.core.has_more:
@@ -424,41 +411,19 @@ class Node:
         elif self.core.ends is not None:
             self.lists.look()
 
-    def _plan_to_speak(self) -> None:
-        """Have said what is held back, if nothing else is said soon."""
-        if not self.core.holds_back or self._closing:
-            if self._held_timer is not None:
-                self._held_timer.cancel()
-                self._held_timer = None
-        elif self._held_timer is None:
-            self._held_timer = asyncio.get_running_loop().call_later(HELD_S, self._tick_early)
-
-    def _tick_early(self) -> None:
-        self._held_timer = None
-        self.post(self._now())
-
-    def _tick(self) -> None:
-        loop = asyncio.get_running_loop()
-        if self._tick_at:
-            self._turns_ms[-1] = max(self._turns_ms[-1], (loop.time() - self._tick_at) * 1000)
-        self._tick_at = loop.time() + TICK_S
-        self._timer = loop.call_later(TICK_S, self._tick)
-        self.post(self._now())
-        self._ticks += 1
+    def _on_tick(self) -> None:
+        self.post(now())
         if self._held_back and not self.outbox.is_full:
             self._hold_back(pause=False)
-        if self._ticks % HOUSEKEEPING_TICKS == 0:
-            self._turns_ms.append(0.0)
-            self.server.drop_idle(loop.time())
-            self.keeper.tidy()
-            self.detector.tick()
-            heads = HeadsMessage(encode_heads(self.core.heads()))
-            for link in self.links.values():
-                link.ping()
-                link.send(heads)
 
-    def _now(self) -> Tick:
-        return Tick(int(asyncio.get_running_loop().time() * 1000), int(time.time() * 1000))
+    def _keep_house(self) -> None:
+        self.server.drop_idle(asyncio.get_running_loop().time())
+        self.keeper.tidy()
+        self.detector.tick()
+        heads = HeadsMessage(encode_heads(self.core.heads()))
+        for link in self.links.values():
+            link.ping()
+            link.send(heads)
 
     def _on_released(self, released: ReleasedGroup) -> None:
         self.tracing.said(released.group.payloads)
@@ -508,11 +473,6 @@ class Node:
     def why_mute(self) -> str | None:
         """Why this replica says nothing now; None if it may speak."""
         return trouble(self.trusted_log) or self.core.why_mute
-
-    @property
-    def longest_turn_ms(self) -> float:
-        """By how much a tick of the last ten seconds came late: as long as the event loop was busy with one thing."""
-        return max(self._turns_ms)
 
     def status_json(self) -> bytes:
         """Return what this replica says of itself."""

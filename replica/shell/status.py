@@ -70,7 +70,7 @@ def report(node: "Node") -> bytes:
             "attest": node.measures.attest_s.recent_ms(),
             "client": node.measures.client_s.recent_ms(),
         },
-        "loop": {"longest_turn_ms": round(node.longest_turn_ms, 1)},
+        "loop": {"longest_turn_ms": round(node.ticking.longest_turn_ms, 1)},
         "clients": node.server.client_count,
         "watches": len(node.watches),
         "changes_kept_from": node.watches.history.floor,
