@@ -16,7 +16,7 @@ from replica.core.envelope import Envelope
 from replica.core.genesis import Limits
 from replica.core.line import Line, cost_of, operations_of
 from replica.core.quotas import NO_QUOTA, Buckets, Quota
-from replica.core.rooms import DIRECT, GIVE_WAY_MAX, REQUESTS_PER_CLIENT_MAX, Lane, Rooms
+from replica.core.rooms import DIRECT, GIVE_WAY_MAX, Lane, Rooms
 
 # Digests of executed requests that are remembered.
 EXECUTED_MAX = 8192
@@ -142,7 +142,7 @@ class RequestQueue:
 
     def has_room_for(self, client: bytes) -> bool:
         """Say whether a client may hand over one more request, as far as their number goes."""
-        return self._rooms.count[client, DIRECT] < REQUESTS_PER_CLIENT_MAX
+        return self._rooms.has_place(client)
 
     def _check_quota(self, quota: Quota, waiting: Waiting) -> None:
         """Raise OverQuotaError if a request is over its client's quota with what waits already."""

@@ -124,7 +124,11 @@ class Rooms:
             return "this replica has too many requests waiting; send again later"
         return self._own_problem(lane, size)
 
+    def has_place(self, client: bytes) -> bool:
+        """Say whether a client may hand over one more request itself, as far as the number of its own goes."""
+        return self.count[client, DIRECT] < REQUESTS_PER_CLIENT_MAX
+
     def _own_problem(self, lane: Lane, size: int) -> str | None:
-        if self.count[lane] >= REQUESTS_PER_CLIENT_MAX or self.bytes[lane] + size > REQUEST_BYTES_PER_CLIENT_MAX:
+        if not self.has_place(lane[0]) or self.bytes[lane] + size > REQUEST_BYTES_PER_CLIENT_MAX:
             return "this client has too many requests waiting; wait for replies before sending more"
         return None

@@ -8,7 +8,6 @@ import pytest
 
 from replica.apps import kv
 from replica.cluster.keys import ClientKey
-from replica.core import requests as requests_module
 from replica.core import rooms
 from replica.core.envelope import Operations, SessionId, encode_operations
 from replica.core.events import Send
@@ -197,7 +196,7 @@ async def test_questions_on_many_connections_of_one_key_leave_others_their_turn(
 
 @on_loop
 async def test_what_needs_no_order_needs_no_signature(tmp_path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(requests_module, "REQUESTS_PER_CLIENT_MAX", 2)
+    monkeypatch.setattr(rooms, "REQUESTS_PER_CLIENT_MAX", 2)
     async with Nodes(tmp_path / "c") as cluster:
         cluster.start()
         await cluster.wait_ready()
