@@ -8,7 +8,7 @@ from replica.sim.scenario import MEMBERS_FROM, draw
 SEEDS = range(MEMBERS_FROM, MEMBERS_FROM + 60)
 
 
-@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.long) for part in range(1, 6))])
+@pytest.mark.parametrize("part", range(6))
 def test_members_change_and_nothing_else_does(part):
     for seed in SEEDS[part::6]:
         outcome = run_seed(seed)

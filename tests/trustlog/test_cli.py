@@ -54,11 +54,19 @@ def shell(tmp_path):
     return Shell(directory)
 
 
-@pytest.fixture
-def log(shell):
+@pytest.fixture(scope="module")
+def written_log(tmp_path_factory):
+    """The folder of a log with three entries, to be copied."""
+    shell = Shell(tmp_path_factory.mktemp("written"))
     shell("init", "my log")
     shell("append", "my log", "hello")
     shell("append", "my log", "-", stdin=b"two\nthree\n")
+    return shell.directory / "my log"
+
+
+@pytest.fixture
+def log(shell, written_log):
+    shutil.copytree(written_log, shell.directory / "my log")
     return shell
 
 
