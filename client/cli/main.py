@@ -7,19 +7,14 @@ from typing import BinaryIO, NoReturn
 import click
 
 from client.api import DEADLINE_S, DEADLINE_S_MAX, Client
-from client.cli.bench_command import bench
-from client.cli.gateway_command import gateway
-from client.cli.keys_command import keys_commands
-from client.cli.load_command import load
-from client.cli.receipt_command import receipt_commands, receipt_option, run_one
+from client.cli.receipt_command import receipt_option, run_one
 from client.cli.running import BytesArgument, Target, example, show, text_of, write_raw
-from client.cli.status_command import status
-from client.cli.watch_command import watch
 from client.store import KeyValueCalls, check_stale
 from replica.apps import kv
 from trustlog.cli.build import version_option
 from trustlog.cli.completion import answer_shell, completion_command
 from trustlog.cli.contract import Exit, FiniteFloat, Output, grid, output_option, printable, run
+from trustlog.cli.lazy import LazyCommands
 from trustlog.cli.passphrases import passphrase_option
 
 SCAN_KEYS_MAX = 100_000
@@ -28,7 +23,21 @@ KEY = click.argument("key", type=BytesArgument())
 target = click.pass_obj
 
 
+_COMMANDS = LazyCommands(
+    {
+        "load": "client.cli.load_command:load",
+        "status": "client.cli.status_command:status",
+        "bench": "client.cli.bench_command:bench",
+        "gateway": "client.cli.gateway_command:gateway",
+        "watch": "client.cli.watch_command:watch",
+        "receipt": "client.cli.receipt_command:receipt_commands",
+        "keys": "client.cli.keys_command:keys_commands",
+    }
+)
+
+
 @click.group(
+    commands=_COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=example(
         "export TRUSTLOG_CLUSTER=my-cluster",
@@ -279,9 +288,6 @@ def execute(
     else:
         write_raw(result)
 
-
-for _command in (load, status, bench, gateway, watch, receipt_commands, keys_commands):
-    cli.add_command(_command)
 
 cli.add_command(completion_command(cli, "trustlog-client"))
 

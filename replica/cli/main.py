@@ -20,29 +20,12 @@ from typing import NoReturn
 
 import click
 
-from replica.cli.application import application_commands
-from replica.cli.audit import audit_command
-from replica.cli.backup import backup_command, restore_command
-from replica.cli.clients import clients_commands
-from replica.cli.debug import debug_commands
-from replica.cli.doctor import doctor_command
-from replica.cli.evidence import evidence_commands
-from replica.cli.inspect import inspect_command
-from replica.cli.keys import keys_commands
-from replica.cli.member import member_commands
 from replica.cli.options import PROGRAM
-from replica.cli.probe import probe_command
-from replica.cli.provisioning import assemble_command, client_key_command, init_command, keygen_command
-from replica.cli.refound import refound_command
-from replica.cli.running import close_command, dev_command, run_command
-from replica.cli.settings import config_commands
-from replica.cli.status import health_command, status_command
 from replica.cluster.strict_toml import ConfigError
-from replica.lab.command import lab_commands
-from replica.sim.command import sim_command
 from trustlog.cli.build import version_option
 from trustlog.cli.completion import answer_shell, completion_command
 from trustlog.cli.contract import CommandError, Exit, example, run
+from trustlog.cli.lazy import LazyCommands
 
 
 class _Commands(click.Group):
@@ -56,8 +39,40 @@ class _Commands(click.Group):
             raise CommandError(str(error), exit_code=Exit.USAGE, code="configuration") from error
 
 
+_COMMANDS = LazyCommands(
+    {
+        "init": "replica.cli.provisioning:init_command",
+        "keygen": "replica.cli.provisioning:keygen_command",
+        "client-key": "replica.cli.provisioning:client_key_command",
+        "keys": "replica.cli.keys:keys_commands",
+        "assemble": "replica.cli.provisioning:assemble_command",
+        "run": "replica.cli.running:run_command",
+        "dev": "replica.cli.running:dev_command",
+        "close": "replica.cli.running:close_command",
+        "config": "replica.cli.settings:config_commands",
+        "status": "replica.cli.status:status_command",
+        "health": "replica.cli.status:health_command",
+        "doctor": "replica.cli.doctor:doctor_command",
+        "audit": "replica.cli.audit:audit_command",
+        "backup": "replica.cli.backup:backup_command",
+        "restore": "replica.cli.backup:restore_command",
+        "refound": "replica.cli.refound:refound_command",
+        "debug": "replica.cli.debug:debug_commands",
+        "inspect": "replica.cli.inspect:inspect_command",
+        "evidence": "replica.cli.evidence:evidence_commands",
+        "probe": "replica.cli.probe:probe_command",
+        "member": "replica.cli.member:member_commands",
+        "clients": "replica.cli.clients:clients_commands",
+        "application": "replica.cli.application:application_commands",
+        "lab": "replica.lab.command:lab_commands",
+        "sim": "replica.sim.command:sim_command",
+    }
+)
+
+
 @click.group(
     cls=_Commands,
+    commands=_COMMANDS,
     epilog=example("trustlog-replica dev"),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
@@ -66,34 +81,6 @@ def cli() -> None:
     """Make clusters of 2f + 1 replicas, and run them."""
 
 
-for _command in (
-    init_command,
-    keygen_command,
-    client_key_command,
-    keys_commands,
-    assemble_command,
-    run_command,
-    dev_command,
-    close_command,
-    config_commands,
-    status_command,
-    health_command,
-    doctor_command,
-    audit_command,
-    backup_command,
-    restore_command,
-    refound_command,
-    debug_commands,
-    inspect_command,
-    evidence_commands,
-    probe_command,
-    member_commands,
-    clients_commands,
-    application_commands,
-    lab_commands,
-    sim_command,
-):
-    cli.add_command(_command)
 cli.add_command(completion_command(cli, PROGRAM))
 
 

@@ -11,15 +11,13 @@ import click
 from click.core import ParameterSource
 
 from trustlog import software
-from trustlog.cli.attestation import appraise, measure, quote
 from trustlog.cli.build import version_option
 from trustlog.cli.common import DIRECTORY, Bytes32, opened, read_file, read_key, show
 from trustlog.cli.completion import answer_shell, completion_command
 from trustlog.cli.contract import CommandError, Exit, Output, example, output_option, run
 from trustlog.cli.documents import Expectation, document, verify_document
 from trustlog.cli.hostlog import STANDALONE_CONTEXT, HostLog
-from trustlog.cli.serve import serve
-from trustlog.cli.tpm import tpm_commands
+from trustlog.cli.lazy import LazyCommands
 from trustlog.errors import MisuseError
 from trustlog.log import AttestedLog
 from trustlog.statements import NONCE_SIZE, U64_MAX, BackendKind
@@ -55,7 +53,19 @@ _NONCE = click.option(
 )
 
 
+_COMMANDS = LazyCommands(
+    {
+        "quote": "trustlog.cli.attestation:quote",
+        "appraise": "trustlog.cli.attestation:appraise",
+        "measure": "trustlog.cli.attestation:measure",
+        "serve": "trustlog.cli.serve:serve",
+        "tpm": "trustlog.cli.tpm:tpm_commands",
+    }
+)
+
+
 @click.group(
+    commands=_COMMANDS,
     epilog=example(
         "trustlog init mylog",
         'trustlog append mylog "first entry" -o json > append.json',
@@ -219,12 +229,6 @@ def verify(
     fresh = {"fresh": nonce is not None} if "nonce" in said else {}
     show(output, {"verified": True, **fresh, **said})
 
-
-cli.add_command(quote)
-cli.add_command(appraise)
-cli.add_command(measure)
-cli.add_command(serve)
-cli.add_command(tpm_commands)
 
 cli.add_command(completion_command(cli, "trustlog"))
 
