@@ -8,13 +8,14 @@ import structlog
 from replica.cluster.home import load_any_home
 from replica.cluster.pbft import PBFT
 from replica.cluster.provision import init_cluster, replica_folder_name
-from replica.pbft.node import PbftNode
+from replica.pbft.node import PATIENCE_MS, PbftNode
 from tests.support.cluster import ClientsMixin
 from tests.support.nodes import Logged
 
 
 class Daemons(ClientsMixin, contextlib.AbstractAsyncContextManager):
-    def __init__(self, directory: Path, f: int = 1) -> None:
+    def __init__(self, directory: Path, f: int = 1, patience_ms: int = PATIENCE_MS) -> None:
+        self.patience_ms = patience_ms
         self.directory = directory
         self.cluster = init_cluster(directory, f=f, base_port=0, ordering=PBFT)
         self.nodes: dict[int, PbftNode] = {}
@@ -29,6 +30,7 @@ class Daemons(ClientsMixin, contextlib.AbstractAsyncContextManager):
         for number in numbers or range(self.cluster.genesis.n):
             home = load_any_home(self.folder(number))
             self.nodes[number] = PbftNode(home, lambda reason, n=number: self.stopped.setdefault(n, reason))
+            self.nodes[number].core.patience_ms = self.patience_ms
             self.nodes[number].start()
 
     async def stop(self, number: int) -> None:
