@@ -148,11 +148,16 @@ class Append:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send the client with this key a reply. source: of the request that asked for it once more; None: everywhere."""
+    """Send the client with this key a reply.
+
+    source: of its request, if that came from there and not from another replica. again: it was given before, and is
+    for whoever asked once more only.
+    """
 
     client: bytes
     reply: bytes
     source: Any = None
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,9 +153,13 @@ class Expectation:
             self._failures = max(0, self._failures - 1)
         self._begin(primary, now_ms)
 
-    def excuse(self, now_ms: int) -> None:
-        """Note that this replica is behind by itself: what waited until now is nobody else's doing."""
+    def excuse(self, now_ms: int, work: int) -> None:
+        """Note that this replica is behind by itself: what waited until now is nobody else's doing.
+
+        work: what it has executed in all (`RequestQueue.work`).
+        """
         self._from_ms = self._judged_ms = now_ms
+        self._overtaking.excuse(now_ms, work)
         for tally in (self._all, *self._clients.values()):
             tally.late = tally.on_time = 0
 
@@ -248,6 +252,8 @@ def _done(batch: Batch, requests: RequestQueue, again: Sequence[int]) -> list[Do
     """Return what a batch executed, each envelope once."""
     found: dict[bytes, Done] = {}
     for envelope, before in zip(batch.envelopes, again or [0] * len(batch.envelopes), strict=True):
-        done = Done(envelope, requests.work_of(envelope, before), requests.find(envelope))
+        work = requests.work_of(envelope, before)
+        paid = requests.work_of(envelope, 0)
+        done = Done(envelope, work, paid, requests.find(envelope))
         found.setdefault(envelope.digest(), done)
     return list(found.values())

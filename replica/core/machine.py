@@ -174,7 +174,7 @@ class ReplicaCore(Inspection):
                 self._on_answer(event)
         self._come_home()
         if self.has_more or self._catch_up.transfer is not None:
-            self._pen.expectation.excuse(self._known.now_ms)
+            self._pen.expectation.excuse(self._known.now_ms, self._known.requests.work)
         self._say_what_is_owed(tick=any(isinstance(event, Tick) for event in events))
         effects, self._effects = self._effects, []
         return effects
@@ -234,6 +234,7 @@ class ReplicaCore(Inspection):
         if (event.relayed or is_backup) and self._known.requests.was_executed(envelope, now_ms, pauses=pauses):
             # What has no effect leaves no trace in the client table, and would be ordered again and again while relays
             # of it are under way. Not never: who relayed it may have skipped its execution, by a transfer.
+            self.refusals["executed-lately"] += 1
             return
         quota = NO_QUOTA if event.relayed else self.executor.quota_of(envelope)
         try:
@@ -451,6 +452,7 @@ class ReplicaCore(Inspection):
         replies = self.executor.execute(slot, batch)
         self._known.executed = slot
         requests, now_ms, executor = self._known.requests, self._known.now_ms, self.executor
+        sources = [requests.source_of(envelope) for envelope in batch.envelopes] if self._live else []
         self._pen.expectation.executed(batch, requests, now_ms, executor.again)
         for envelope, fresh, again in zip(batch.envelopes, executor.fresh, executor.again, strict=True):
             requests.charge(envelope, fresh, executor.quota_of(envelope), now_ms)
@@ -463,7 +465,8 @@ class ReplicaCore(Inspection):
         self._effects.append(Executed(slot, batch))
         self._effects.extend(self._known.results.executed(slot, batch, replies))
         if self._live:
-            self._effects.extend(Send(reply.client, reply.raw) for reply in replies)
+            for reply, source in zip(replies, sources, strict=True):
+                self._effects.append(Send(reply.client, reply.raw, source))
             self._effects.extend(answered)
         self._halt_if_outdated()
 

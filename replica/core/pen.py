@@ -231,7 +231,7 @@ class Pen:
         if self._owed_view_change() or self._owed_suspicion() or self._owed_checkpoint() or self._owed_result():
             return True
         if primary(self.view, self._known.genesis.n) == self._number:
-            return self._known.requests.unproposed and self._has_room(next_vote(self.state, opening.top))
+            return self._known.requests.may_be_taken and self._has_room(next_vote(self.state, opening.top))
         return self._owed_vote(next_vote(self.state, opening.base)) is not None
 
     def _has_room(self, slot: int) -> bool:

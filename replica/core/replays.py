@@ -9,7 +9,7 @@ from collections import Counter
 from typing import Any, Final
 
 from replica.core.batch import Batch
-from replica.core.envelope import Envelope, Operations
+from replica.core.envelope import Administer, Envelope, Operations
 from replica.core.events import Send
 from replica.core.execution import Executor
 from replica.core.genesis import MIB
@@ -41,7 +41,7 @@ class Replays:
             return []
         self._given.add((what, source))
         self._left -= len(reply)
-        return [Send(envelope.client, reply, source)]
+        return [Send(envelope.client, reply, source, again=True)]
 
 
 def answered_by(batch: Batch, requests: RequestQueue, executor: Executor) -> list[Waiting]:
@@ -55,9 +55,13 @@ def answered_by(batch: Batch, requests: RequestQueue, executor: Executor) -> lis
     touched = {_scope(envelope) for envelope in batch.envelopes}
     clients = dict.fromkeys(envelope.client for envelope in batch.envelopes)
     answered = []
+    if any(isinstance(envelope.content, Administer) for envelope in batch.envelopes):
+        # One operator's command answers another's that says the same.
+        commands = [one for one in requests if isinstance(one.envelope.content, Administer)]
+        answered = [one for one in commands if executor.is_answered(one.envelope)]
     for waiting in (one for client in clients for one in requests.of(client)):
         envelope, content = waiting.envelope, waiting.envelope.content
-        if _scope(envelope) not in touched:
+        if _scope(envelope) not in touched or isinstance(content, Administer):
             continue
         if isinstance(content, Operations):
             waiting.answered = executor.answered(envelope.client, content, waiting.answered)

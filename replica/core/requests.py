@@ -18,9 +18,11 @@ from replica.core.line import Line, cost_of, operations_of
 from replica.core.quotas import NO_QUOTA, Buckets, Quota
 from replica.core.rooms import DIRECT, GIVE_WAY_MAX, Lane, Rooms
 
-# Digests of executed requests that are remembered.
+# Digests of executed requests that are remembered; and for how long one that was executed is left alone, which doubles
+# so often. Not oftener: whoever relays it and has forgotten that it was executed, by a restart, is patient for it.
 EXECUTED_MAX = 8192
 EXECUTED_PAUSE_MS = 500
+EXECUTED_DOUBLES_MAX = 2
 # An own batch holds no more operations than this, or one envelope: a batch is executed whole, and whoever comes next
 # waits for that. The agreed limits alone would allow hundreds of thousands of small operations, seconds of work.
 BATCH_OPERATIONS_MAX = 2048
@@ -200,14 +202,24 @@ class RequestQueue:
         """Return the waiting request with these bytes."""
         return self._waiting.get(envelope.digest())
 
+    def source_of(self, envelope: Envelope) -> object:
+        """Return where this replica has a waiting request from; None if it does not wait, or came from a replica."""
+        waiting = self.find(envelope)
+        return None if waiting is None or waiting.peer != DIRECT else waiting.source
+
     def of(self, client: bytes) -> Collection[Waiting]:
         """Return what waits for this client, oldest first."""
         return self._by_client.get(client, {}).values()
 
+    @property
+    def may_be_taken(self) -> bool:
+        """Say whether something waits to be proposed, and not too much is under way for that."""
+        return self.unproposed and self._under_way < UNDER_WAY_MAX
+
     def take_batch(self) -> list[Envelope]:
         """Take requests for one batch, one client's after another's, within the limits; none if enough is under way."""
         taken: list[Envelope] = []
-        if self._under_way >= UNDER_WAY_MAX:
+        if not self.may_be_taken:
             return taken
         room = self._limits.batch_bytes_max - BATCH_OVERHEAD_MAX
         operations = 0
@@ -246,13 +258,13 @@ class RequestQueue:
         return self._forget(digest)
 
     def was_executed(self, envelope: Envelope, now_ms: int, *, pauses: int = 1) -> bool:
-        """Say whether this envelope, with or without effect, was executed lately: for each time twice as long ago.
+        """Say whether this envelope, with or without effect, was executed lately; for longer after the second time.
 
         pauses: how many times as long counts as lately. A backup waits for twice as long as the primary, so that it
         is patient for nothing that a primary which executed it a little later does not take yet.
         """
         times, at_ms = self._executed.get(envelope.digest(), (0, 0))
-        return times > 0 and now_ms - at_ms < pauses * EXECUTED_PAUSE_MS << min(times, 16)
+        return times > 0 and now_ms - at_ms < pauses * EXECUTED_PAUSE_MS << min(times, EXECUTED_DOUBLES_MAX)
 
     def drop(self, waiting: Waiting) -> None:
         """Forget a request that needs no execution any more."""

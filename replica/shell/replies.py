@@ -1,8 +1,9 @@
 """Replies on their way to clients: what waits to be read is bounded, for a connection, for a key and for all of them.
 
-What was executed is answered on every connection of its client, since a replica does not know on which one its program
-listens; what is asked for once more is answered there and nowhere else. A client that does not read gets no more: it
-asks again when it does, and the result is kept.
+What was executed is answered where it was asked. A replica that had it from another one does not know on which of its
+client's connections a program listens, and answers on the newest; what is asked for once more is answered there and
+nowhere else. Not on all of them: a reply is encrypted for each. A client that does not read, or listens elsewhere, gets
+no more: it asks again, and the result is kept.
 """
 
 from typing import TYPE_CHECKING, Final
@@ -14,6 +15,8 @@ from replica.wire.messages import Reply, encode_frame
 if TYPE_CHECKING:
     from replica.shell.node import Node
 
+# On so many of a key's connections is answered what came from another replica.
+ANSWERED_MAX: Final = 16
 # What may wait on all connections of one key before they get no more replies.
 CLIENT_BYTES_MAX: Final = 16 * MIB
 # What may wait on all clients' connections before the one on which most waits is closed.
@@ -32,7 +35,9 @@ class Replies:
         node = self._node
         node.tracing.replied(effect.client, effect.reply)
         same = node.server.clients.get(effect.client, [])
-        asked = [one for one in same if effect.source is None or one is effect.source]
+        asked = [one for one in same if one is effect.source]
+        if not asked and not effect.again:
+            asked = same[-ANSWERED_MAX:]
         if not asked:
             return
         node.measures.replied(effect.client, effect.reply)

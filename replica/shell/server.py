@@ -157,7 +157,7 @@ class ServerConnection(AcceptedConnection):
             return True
         known = core.executor.known_reply(envelope)
         if known is not None:
-            self._node.reply(Send(envelope.client, known, self))
+            self._node.reply(Send(envelope.client, known, self, again=True))
         elif not core.has_room_for(envelope.client):
             self.refusals["request-queue-full"] += 1
             self.send(Notice("busy", QUEUE_FULL))

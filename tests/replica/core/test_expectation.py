@@ -190,7 +190,7 @@ def test_whoever_is_behind_itself_judges_nobody():
     envelope = watched.ask()
     for _ in range(600):
         watched.now += 10
-        watched.expectation.excuse(watched.now)
+        watched.expectation.excuse(watched.now, watched.requests.work)
         watched.look()
     watched.execute(envelope)
     assert watched.suspected is None
@@ -428,14 +428,14 @@ def test_what_is_executed_is_noted_before_it_is_forgotten(monkeypatch: pytest.Mo
 
 def test_during_a_transfer_and_with_more_to_read_nobody_is_judged(monkeypatch: pytest.MonkeyPatch):
     excused: list[int] = []
-    monkeypatch.setattr(Expectation, "excuse", lambda _, now_ms: excused.append(now_ms))
+    monkeypatch.setattr(Expectation, "excuse", lambda _, now_ms, work: excused.append((now_ms, work)))
     lone = Lone(make_core(G, 2))
     lone.tick(50)
     lone.core.handle()
     assert excused == []
     monkeypatch.setattr(lone.core._catch_up, "transfer", object())
     lone.core.handle()
-    assert excused == [50]
+    assert excused == [(50, lone.core._known.requests.work)]
 
 
 def test_a_core_that_begins_in_a_later_view_knows_whom_it_judges():

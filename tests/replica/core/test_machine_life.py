@@ -368,7 +368,7 @@ def test_an_executed_request_is_answered_at_once_with_the_same_bytes():
     for core in cluster.cores.values():
         sent = [e.reply for e in cluster.of(core.number, Send)][-1]
         asked = RequestReceived(envelope, relayed=False, source="its connection")
-        assert core.handle(asked) == [Send(client.key, sent, "its connection")]
+        assert core.handle(asked) == [Send(client.key, sent, "its connection", again=True)]
         assert core.handle(RequestReceived(envelope, relayed=True)) == [], "its client does not wait for this replica"
         assert core.refusals["relay-answered"] == 1
     assert len(cluster.history(0)) == 2

@@ -206,3 +206,71 @@ def test_the_core_counts_as_work_what_was_not_executed_before():
     overlapping = client.operations(*[kv.get(b"k")] * 10, first=client.next - 5)
     core._execute(3, make_batch(0, (), [overlapping, one]))
     assert core._known.requests.work == 1 + 10 + 5
+
+
+def test_whoever_is_behind_itself_calls_nobody_unfair():
+    """It executes what was decided before the request came: of that nothing has overtaken it."""
+    watched = impatient_of_nothing()
+    oldest = watched.requests.find(watched.ask(0))
+    assert oldest is not None
+    watched.wait(FIRST)
+    for _ in range(2 * OVERTAKEN_MAX):
+        watched.expectation.excuse(watched.now, watched.requests.work)
+        watched.now += 10
+        watched.execute(*(watched.clients[1].operations(*[kv.get(b"k")] * 1024) for _ in range(SURELY_LATER // 1024)))
+    assert (oldest.overtaken, watched.suspected) == (0, None)
+
+
+def test_nor_soon_afterwards_but_then_it_does():
+    watched = impatient_of_nothing()
+    oldest = watched.requests.find(watched.ask(0))
+    assert oldest is not None
+    watched.wait(FIRST)
+    for _ in range(3):
+        friends = watched.ask(1)
+        watched.wait(10)
+        watched.execute(friends)
+    assert oldest.overtaken == 3
+    watched.expectation.excuse(watched.now, watched.requests.work)
+    assert oldest.overtaken == 0
+    friends = watched.ask(1)
+    watched.wait(10)
+    watched.execute(friends)
+    assert oldest.overtaken == 0, "it may have been proposed before"
+    watched.wait(FIRST)
+    for _ in range(OVERTAKEN_MAX):
+        friends = watched.ask(1)
+        watched.wait(10)
+        watched.execute(friends)
+    assert watched.suspected is not None
+
+
+def test_a_client_waits_for_what_it_paid_although_nothing_was_executed_for_it():
+    """Two envelopes with the same numbers: the second is large, and only answered. The primary's line counts it."""
+    watched = impatient_of_nothing()
+    large = watched.clients[0].operations(*[kv.get(b"k")] * 1024)
+    watched.expectation.executed(make_batch(0, (), [large]), watched.requests, watched.now, [1024])
+    watched.requests.executed(large, watched.now, 1024)
+    assert watched.requests.work == 0
+    oldest = watched.requests.find(watched.ask(0))
+    assert oldest is not None
+    watched.wait(FIRST)
+    for _ in range(OVERTAKEN_MAX):
+        friends = watched.ask(1)
+        watched.wait(10)
+        watched.execute(friends)
+    assert (oldest.overtaken, watched.suspected) == (0, None)
+
+
+def test_and_for_what_it_pays_while_it_waits():
+    watched = impatient_of_nothing()
+    oldest = watched.requests.find(watched.ask(0))
+    assert oldest is not None
+    watched.wait(FIRST)
+    answered = watched.clients[0].operations(*[kv.get(b"k")] * 64)
+    for _ in range(OVERTAKEN_MAX):
+        friends = watched.ask(1)
+        watched.wait(10)
+        watched.expectation.executed(make_batch(0, (), [answered]), watched.requests, watched.now, [64])
+        watched.execute(friends)
+    assert (oldest.overtaken, watched.suspected) == (0, None)

@@ -10,8 +10,10 @@ import pytest
 
 from replica.apps import kv
 from replica.cluster.keys import ClientKey
+from replica.core.events import Send
 from replica.core.layout import LayoutError
 from replica.shell import accepting as server
+from replica.shell import replies as replies_module
 from replica.wire import frames
 from replica.wire.frames import WRITE_BUFFER_HIGH, MessageProtocol
 from replica.wire.messages import (
@@ -334,10 +336,10 @@ async def test_idle_ones_are_hung_up_on(tmp_path, monkeypatch):
 @on_loop
 async def test_a_client_that_never_reads_its_replies_gets_no_more_of_them(tmp_path, monkeypatch):
     async with small(tmp_path, monkeypatch) as (cluster, client):
-        node = cluster.nodes[0]
+        node = cluster.nodes[1]
         await client.put("large", bytes(200_000))
-        # Replies go to every connection of a client's key: this one does not read, the client's own does.
-        async with Wire(cluster) as wire:
+        # What came from the primary is answered on the newest connections of a client's key: this one does not read.
+        async with Wire(cluster, 1) as wire:
             assert isinstance(await wire.hello(cluster.key()), Welcome)
             wire.writer.transport.pause_reading()
             for _ in range(100):
@@ -399,3 +401,30 @@ def test_a_body_is_one_message_exactly():
     for bad in (good + b"\0", good[:-1], good * 2, msgpack.packb([good]), struct.pack(">I", 3)):
         with pytest.raises(LayoutError):
             decode_message(bad)
+
+
+@on_loop
+async def test_a_reply_goes_to_who_asked_and_otherwise_to_the_newest_few(tmp_path, monkeypatch):
+    """A reply is encrypted for each connection; a key may have hundreds of them."""
+    monkeypatch.setattr(replies_module, "ANSWERED_MAX", 2)
+    async with small(tmp_path, monkeypatch) as (cluster, _):
+        key = ClientKey.generate()
+        async with contextlib.AsyncExitStack() as stack:
+            wires = []
+            for number in (0, 0, 0, 1, 1, 1):
+                wires.append(await stack.enter_async_context(Wire(cluster, number)))
+                assert isinstance(await wires[-1].hello(key), Welcome)
+            answered = []
+            for node in (cluster.nodes[0], cluster.nodes[1]):
+                for number, connection in enumerate(node.server.clients[key.public_key]):
+                    monkeypatch.setattr(
+                        connection, "send_frame", lambda _, at=(node.number, number): answered.append(at)
+                    )
+                asked = node.server.clients[key.public_key][0]
+                node.reply(Send(key.public_key, b"reply", asked if node.number == 0 else None))
+            assert answered == [(0, 0), (1, 1), (1, 2)]
+            answered.clear()
+            cluster.nodes[0].reply(Send(key.public_key, b"reply", object(), again=True))
+            assert answered == [], "whoever asked once more is gone"
+            cluster.nodes[0].reply(Send(key.public_key, b"reply", object()))
+            assert answered == [(0, 1), (0, 2)], "whoever asked may have come back"
