@@ -270,6 +270,13 @@ def _read(opened: _Opened, marks: set[int] | None = None) -> Survivor:
         core = ReplicaCore(*fixed, snapshot=snapshot)
         survivor = Survivor(opened.place, home, began=core.executed, notes=opened.notes)
         _replay(core, store, verifier, survivor, marks or set(), notes)
+    if core.executor.outdated is not None:
+        versions, known = core.executor.versions, core.executor.knows_version
+        raise SurvivorError(
+            f"{opened.place}: version {versions.present} of the application {genesis.application} is in force after "
+            f"slot {versions.after}, and the code here knows no version above {known}: install the code that knows it "
+            "on this machine, and give the same command again"
+        )
     if core.halted is not None:
         raise SurvivorError(f"{opened.place}: it cannot be read to its end: {core.halted}. Take another survivor")
     survivor.executed, survivor.top, survivor.digest = core.executed, core.top, core.executor.digest()
