@@ -14,21 +14,24 @@ from rich.text import Text
 from replica.cli.operating import CLUSTER, Operator, cluster_file, deadline_option, operated, refreshed
 from replica.cli.options import PROGRAM, Address
 from replica.cluster.clusterfile import ClusterFile, check_unique, load_cluster_file, log_kind_label
-from replica.cluster.home import SETTINGS_NAME
+from replica.cluster.home import SETTINGS_NAME, STORE_NAME
 from replica.cluster.memberlists import (
     OWN_NAME,
     certificates_of,
     encode_place,
+    load_present_cluster,
     members_path,
     places_of,
     seat_of,
+    set_aside,
     write_links,
 )
 from replica.cluster.provision import PublicPart, load_public_part
+from replica.cluster.strict_toml import ConfigError
 from replica.core.envelope import RefusedError
 from replica.core.members import MemberList, Seat, check_change
 from replica.operations.asking import Answer, Outcome, ask_all
-from replica.operations.changing import ChangeError, change, missing_of
+from replica.operations.changing import ChangeError, change, missing_of, refresh
 from trustlog import log_id
 from trustlog.cli.contract import CommandError, Exit, Output, example, grid, key_values, output_option
 
@@ -55,7 +58,11 @@ def member_commands() -> None:
     "list", short_help="Say who the members are.", epilog=example("trustlog-replica member list my-cluster --update")
 )
 @CLUSTER
-@click.option("--update", is_flag=True, help="Write what is learnt into cluster.members.toml.")
+@click.option(
+    "--update",
+    is_flag=True,
+    help="Write what is learnt into cluster.members.toml; one that does not follow cluster.toml is set aside.",
+)
 @deadline_option(DEADLINE_S, "the replicas must have answered")
 @output_option
 def list_command(*, cluster: Path, update: bool, deadline_s: float, output: Output) -> None:
@@ -65,9 +72,7 @@ def list_command(*, cluster: Path, update: bool, deadline_s: float, output: Outp
     for it gave up waiting, the same command again pushes on.
     """
     file = cluster_file(cluster)
-    present = refreshed(file, deadline_s)
-    if update and present.links:
-        _keep(file, present)
+    present = _updated(file, deadline_s) if update else refreshed(file, deadline_s)
     answers = asyncio.run(ask_all(present))
     _show(output, present, answers)
 
@@ -95,6 +100,9 @@ def replace_command(*, operator: Operator, public_file: Path, reason: str, outpu
         raise ChangeError(
             f"{public_file}: there is no replica {part.place.number}; for more of them: {PROGRAM} member add"
         )
+    if _is_member(public_file, part, present):
+        _in_force(output, operator, f"replica {part.place.number} has the log of {public_file}", [public_file])
+        return
     seats = [seat_of(present, number) for number in range(present.genesis.n)]
     seats[part.place.number] = _seat(part, present)
     _change(output, operator, seats, reason, [public_file])
@@ -127,16 +135,20 @@ def renew_command(*, operator: Operator, public_file: Path, reason: str, output:
             f"{public_file}: this is another log than replica {number}'s, and only its certificate can be renewed; for "
             f"a new log: {PROGRAM} member replace"
         )
+    der = part.place.certificate_der
+    if der == place.certificate_der:
+        more = f"for another one, {PROGRAM} keys renew-certificate makes it"
+        _in_force(output, operator, f"replica {number} has the certificate of {public_file}; {more}", [])
+        return
     if part.place.address != place.address:
         raise ChangeError(
             f"{public_file}: says {part.place.address}, and replica {number} is at {place.address} now: write the file "
             f"again ({PROGRAM} keys renew-certificate), or move the replica first ({PROGRAM} member move)"
         )
-    der = part.place.certificate_der
     if der in certificates_of(load_cluster_file(operator.file), present, number):
         raise ChangeError(
-            f"{public_file}: replica {number} has this certificate, or had it before and has its key no more: make "
-            f"another one ({PROGRAM} keys renew-certificate)"
+            f"{public_file}: replica {number} had this certificate before, and has its key no more: make another one "
+            f"({PROGRAM} keys renew-certificate)"
         )
     renewed = replace(place, certificate_der=der)
     check_unique([renewed if other.number == number else other for other in present.replicas], str(public_file))
@@ -164,6 +176,9 @@ def move_command(*, operator: Operator, number: int, address: tuple[str, int], r
     if number >= present.genesis.n:
         raise ChangeError(f"there is no replica {number}: {operator.file} has 0 to {present.genesis.n - 1}")
     moved = replace(present.replicas[number], host=address[0], port=address[1])
+    if moved == present.replicas[number]:
+        _in_force(output, operator, f"replica {number} is at {moved.address}", [])
+        return
     seats = [seat_of(present, other) for other in range(present.genesis.n)]
     seats[number] = Seat(present.genesis.members[number], encode_place(moved))
     _change(output, operator, seats, reason, [])
@@ -183,8 +198,13 @@ def move_command(*, operator: Operator, number: int, address: tuple[str, int], r
 def add_command(*, operator: Operator, public_files: tuple[Path, ...], reason: str, output: Output) -> None:
     """Add the two replicas of these public files, numbered n and n + 1: one more fault is borne from then on."""
     present = operator.present
-    parts = sorted((load_public_part(path) for path in public_files), key=lambda part: part.place.number)
+    files = sorted(((load_public_part(path), path) for path in public_files), key=lambda one: one[0].place.number)
+    parts = [part for part, _ in files]
     n = present.genesis.n
+    if all(_is_member(path, part, present) for part, path in files):
+        numbers = " and ".join(str(part.place.number) for part in parts)
+        _in_force(output, operator, f"replicas {numbers} have the logs of these files", public_files)
+        return
     if [part.place.number for part in parts] != [n, n + 1]:
         raise ChangeError(f"the two to be added must have the numbers {n} and {n + 1}; make them with {PROGRAM} keygen")
     seats = [seat_of(present, number) for number in range(n)] + [_seat(part, present) for part in parts]
@@ -194,23 +214,80 @@ def add_command(*, operator: Operator, public_files: tuple[Path, ...], reason: s
 @member_commands.command(
     "remove",
     short_help="Remove the two replicas with the highest numbers.",
-    epilog=example("trustlog-replica member remove my-cluster"),
+    epilog=example("trustlog-replica member remove my-cluster 3 4"),
 )
 @OPERATED
+@click.argument("numbers", metavar="NUMBER NUMBER", nargs=2, type=click.IntRange(min=0))
 @REASON
 @output_option
-def remove_command(*, operator: Operator, reason: str, output: Output) -> None:
-    """Remove the two replicas with the highest numbers: one fault less is borne from then on.
+def remove_command(*, operator: Operator, numbers: tuple[int, int], reason: str, output: Output) -> None:
+    """Remove the two replicas with these numbers, the highest two: one fault less is borne from then on.
 
-    Leave them running until `member list` shows that the others have gone over; then stop them for good.
+    Leave them running until `member list` shows that the others have gone over; then stop them for good. The same
+    command again removes no others: it says that these are gone.
     """
     present = operator.present
-    seats = [seat_of(present, number) for number in range(present.genesis.n - 2)]
+    n, (first, second) = present.genesis.n, sorted(numbers)
+    if n <= first < second < max(genesis.n for genesis in present.lists):
+        _in_force(output, operator, f"replicas {first} and {second} are members no more", [])
+        return
+    if (first, second) != (n - 2, n - 1):
+        raise ChangeError(
+            f"replicas {first} and {second} cannot be removed: members are numbered from 0 on, so those with the two "
+            f"highest numbers go, which are {n - 2} and {n - 1}; for another log in the place of one: {PROGRAM} member "
+            "replace"
+        )
+    seats = [seat_of(present, number) for number in range(n - 2)]
     _change(output, operator, seats, reason, [])
+
+
+def _is_member(public_file: Path, part: PublicPart, present: ClusterFile) -> bool:
+    """Say whether a public file's replica is a member; ChangeError if it is, with another address or certificate."""
+    number = part.place.number
+    if number >= present.genesis.n:
+        return False
+    place, member = present.replicas[number], present.genesis.members[number]
+    if replace(part.member, since=member.since) != member:
+        return False
+    if (part.place.address, part.place.certificate_der) != (place.address, place.certificate_der):
+        raise ChangeError(
+            f"{public_file}: replica {number} has this log already, and another address or certificate than the file "
+            f"says, which {PROGRAM} member move and {PROGRAM} member renew change"
+        )
+    return True
 
 
 def _seat(part: PublicPart, present: ClusterFile) -> Seat:
     return Seat(replace(part.member, since=present.genesis.list_number + 1), encode_place(part.place))
+
+
+def _updated(file: Path, deadline_s: float) -> ClusterFile:
+    """Return what `refreshed` does, and keep it beside the cluster file.
+
+    If what is there does not follow the cluster file, that one alone is begun with; the other is kept by another name.
+    """
+    known, beside = load_cluster_file(file), members_path(file)
+    trouble = None
+    try:
+        known = load_present_cluster(file)
+    except ConfigError as error:
+        trouble = str(error)
+    present = asyncio.run(refresh(known, deadline_s))
+    if trouble is not None:
+        click.echo(f"{trouble}\nit was not used, and is kept as {_set_aside(file, beside)}", err=True)
+    if present.links:
+        _keep(file, present)
+    return present
+
+
+def _set_aside(file: Path, beside: Path) -> Path:
+    try:
+        return set_aside(beside)
+    except OSError as error:
+        raise CommandError(
+            f"{beside}: cannot be given another name: {error.strerror}",
+            f"move it away, then: {PROGRAM} member list {file} --update",
+        ) from error
 
 
 def _keep(file: Path, present: ClusterFile) -> Path:
@@ -244,21 +321,40 @@ def _change(
     done = asyncio.run(
         change(present, key, wanted, deadline_s=operator.deadline_s, say=lambda text: click.echo(text, err=True))
     )
-    kept = _keep(operator.file, done)
-    data: dict[str, Any] = {"list": done.genesis.list_number, "after": done.genesis.base, "members_file": str(kept)}
+    _done(output, operator.file, done, public_files, is_changed=True)
+
+
+def _in_force(output: Output, operator: Operator, what: str, public_files: Sequence[Path]) -> None:
+    """Say that nothing is left to be ordered, and write what a command that was interrupted did not come to."""
+    click.echo(f"nothing is changed: {what}", err=True)
+    _done(output, operator.file, operator.present, public_files, is_changed=False)
+
+
+def _done(output: Output, file: Path, done: ClusterFile, public_files: Sequence[Path], *, is_changed: bool) -> None:
+    data: dict[str, Any] = {"changed": is_changed, "list": done.genesis.list_number, "after": done.genesis.base}
     steps = [_hand_over(public_file, done) for public_file in public_files]
-    steps.append(f"give {kept} to your clients, beside their cluster.toml; those that run learn it by themselves")
+    if done.links:
+        data["members_file"] = str(_keep(file, done))
+        steps.append(
+            f"give {data['members_file']} to your clients, beside their cluster.toml; those that run learn it by "
+            "themselves"
+        )
+    plain = [f"{name}={data[name]}" for name in ("list", "after", "members_file") if name in data]
     data["next"] = steps
-    plain = [f"{name}={data[name]}" for name in ("list", "after", "members_file")]
     output.result(data, plain, Lines(key_values({k: data[k] for k in ("list", "after")}), *map(Text, steps)))
 
 
 def _hand_over(public_file: Path, done: ClusterFile) -> str:
-    """Give the new replica the chain of lists, if its folder is here; return what is to be done next."""
+    """Give the new replica the chain of lists, if its folder is here; return what is to be done next.
+
+    One that has run keeps its own: that says under which list it has worked.
+    """
     folder = public_file.parent
     if not (folder / SETTINGS_NAME).exists():
         return f"copy the members file into the new replica's folder as {OWN_NAME}, then {PROGRAM} run it"
-    write_links(folder / OWN_NAME, done.links)
+    has_run = (folder / OWN_NAME).exists() and (folder / STORE_NAME).exists()
+    if done.links and not has_run:
+        write_links(folder / OWN_NAME, done.links)
     return f"next: {PROGRAM} run {folder}"
 
 

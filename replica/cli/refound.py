@@ -10,6 +10,7 @@ from rich.text import Text
 
 from replica.cli.options import ENCRYPT_STORE, LOG_BACKEND, PROGRAM, Hosts
 from replica.cluster.clusterfile import CLUSTER_FILE_NAME, ClusterFile
+from replica.cluster.memberlists import members_path
 from replica.cluster.passphrase import PassphraseSource, for_new_keys
 from replica.cluster.provision import (
     CLIENT_NAME,
@@ -27,6 +28,7 @@ from trustlog import BackendKind
 from trustlog.cli.contract import CommandError, Exit, Output, example, grid, key_values, output_option, printable
 from trustlog.cli.passphrases import ask_new, encrypt_keys_option
 
+OLD_LISTS = members_path(Path(CLUSTER_FILE_NAME)).name
 LAST_RESORT = "as long as f+1 replicas can come back, bring them back instead: then nothing is lost"
 
 
@@ -84,7 +86,8 @@ def refound_command(
     Nothing is made without --accept-loss either: the command says what would be lost, and exits with 1. Whatever was
     executed after the slot that it names is lost, acknowledged or not. Sessions of clients end: an operation that was
     under way may have been executed, and is executed again if it is sent again. The new cluster has another id: give
-    clients its cluster.toml. Their keys stay what they are, as do the operators', and who may be a client.
+    clients its cluster.toml, and delete what they keep beside the old one. Their keys stay what they are, as do the
+    operators', who may be a client, and the version of the application that is in force.
     """
     check_new(directory)
     try:
@@ -126,7 +129,11 @@ def _refuse(plan: Plan, accepted: int | None, output: Output) -> None:
     lines += [f"  - {text}" for text in plan.losses()]
     lines.append(f"if that is accepted, repeat the command with: --accept-loss {slot}")
     lines.append(f"{LAST_RESORT}.")
-    plain = [*(f"lost: {text}" for text in plan.losses()), f"accept-loss={slot}"]
+    plain = [
+        f"application_version={plan.version}",
+        *(f"lost: {text}" for text in plan.losses()),
+        f"accept-loss={slot}",
+    ]
     data = {"made": False, **_as_data(plan), "lost": plan.losses(), "accept_loss": slot}
     output.result(data, plain, Group(*_survivor_lines(plan), *map(Text, lines)))
 
@@ -140,6 +147,7 @@ def _show(plan: Plan, cluster: ClusterFile, directory: Path, output: Output) -> 
         "slot": plan.founding.slot,
         "first_slot": plan.base + 1,
         "keys": plan.keys,
+        "application_version": plan.version,
         "f": cluster.genesis.f,
         "client": str(directory / CLIENT_NAME),
         "operator": str(directory / OPERATOR_NAME),
@@ -147,8 +155,14 @@ def _show(plan: Plan, cluster: ClusterFile, directory: Path, output: Output) -> 
     folders = [str(directory / replica_folder_name(place.number)) for place in cluster.replicas]
     lines = [
         f"next: {PROGRAM} run {folders[0]}, and so on; one with the state is enough, the others fetch it",
-        f"give every client {directory / CLUSTER_FILE_NAME}, and never start a replica of the old cluster again",
+        f"give clients {directory / CLUSTER_FILE_NAME}, and delete every old {OLD_LISTS}, an error beside the new file",
+        "never start a replica of the old cluster again",
     ]
+    if plan.has_appraisal:
+        lines.append(
+            "[appraisal] of the old cluster.toml is not carried over: it is about the old logs and their machines; "
+            "write the new file a table of its own once its logs can show what that demands"
+        )
     if plan.listed:
         lines.append(
             f"only clients that are allowed may work, as before, and the new key in {directory / CLIENT_NAME} is none: "
@@ -162,6 +176,7 @@ def _show(plan: Plan, cluster: ClusterFile, directory: Path, output: Output) -> 
 def _as_data(plan: Plan) -> dict[str, Any]:
     return {
         "old_cluster_id": plan.founding.cluster_id.hex(),
+        "application_version": plan.version,
         "survivors": [
             {
                 "replica": one.home.number,
@@ -185,4 +200,6 @@ def _survivor_lines(plan: Plan) -> list[Any]:
     ]
     lines: list[Any] = [Text(f"cluster {plan.founding.cluster_id.hex()}, the furthest survivor is {plan.best.name}:")]
     lines.append(grid(("replica", "executed", "milestone", "votes up to", "state", "survivor"), rows))
+    application = plan.genesis.application
+    lines.append(Text(f"version {plan.version} of the application {application} is in force, and stays so"))
     return [*lines, *(Text(printable(f"note: {one.name}: {note}")) for one in plan.survivors for note in one.notes)]

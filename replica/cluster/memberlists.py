@@ -11,6 +11,7 @@ because that says under which list it has worked. Nothing in such a file is beli
 read.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from replica.cluster.clusterfile import (
 )
 from replica.cluster.identities import identity_of
 from replica.cluster.strict_toml import ConfigError, Table, parse_toml, read_bounded
-from replica.cluster.writing import write_over
+from replica.cluster.writing import sync_directory, write_over
 from replica.core.chain import LINK_BYTES_MAX, check_link, decode_link
 from replica.core.genesis import Genesis
 from replica.core.layout import LayoutError
@@ -39,6 +40,7 @@ from trustlog import VerificationError, verify_append
 
 FORMAT: Final = 1
 OWN_NAME: Final = "members.toml"
+NOT_HOLDING: Final = ".does-not-hold"
 FILE_BYTES_MAX: Final = 64 * 1024 * 1024
 
 _HEADER: Final = """\
@@ -97,7 +99,10 @@ def follow(cluster: ClusterFile, links: Sequence[bytes], name: str) -> ClusterFi
             places = places_of(proven.members.seats)
         except (LayoutError, ConfigError) as error:
             text = f"{name}: the link to list {before.list_number + 1} of members does not hold: {error}"
-            raise ClusterFileError(f"{text}; fetch it again: trustlog-replica member list --update") from error
+            raise ClusterFileError(
+                f"{text}; fetch it again (trustlog-replica member list --update), or remove it, if cluster.toml is of "
+                "a newer cluster"
+            ) from error
         lists = (*cluster.lists, proven.genesis)
         cluster = replace(cluster, genesis=proven.genesis, replicas=places, lists=lists, links=(*cluster.links, raw))
     return cluster
@@ -132,6 +137,16 @@ def write_links(path: Path, links: Sequence[bytes]) -> None:
     """Put a file of links in the place of the one there was, durably; OSError if that fails."""
     document = {"format": FORMAT, "links": [raw.hex() for raw in links]}
     write_over(path, (_HEADER + tomli_w.dumps(document)).encode(), 0o644)
+
+
+def set_aside(path: Path) -> Path:
+    """Give a file of links that do not hold another name, which says so, and return it; OSError if that fails."""
+    suffixes = itertools.chain(("",), (f"-{number}" for number in itertools.count(2)))
+    places = (path.with_name(path.name + NOT_HOLDING + suffix) for suffix in suffixes)
+    target = next(place for place in places if not place.exists())
+    path.rename(target)
+    sync_directory(path.parent)
+    return target
 
 
 def load_present_cluster(path: Path) -> ClusterFile:

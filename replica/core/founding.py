@@ -6,8 +6,11 @@ from (`replica.core.genesis.Founding`); they stand in its cluster id, so replica
 talk to each other, and one without it has it from any that does, like the state after a checkpoint.
 
     application's state   as it is, every key
-    client table          who may be a client (`replica.core.clients`), nothing else: sessions end, and so does the
-                          other cluster's chain of member lists
+    client table          who may be a client (`replica.core.clients`), and which version of the application is in
+                          force (`replica.core.versions`), nothing else: sessions end, and so does the other cluster's
+                          chain of member lists
+    version in force      is so from the new cluster's first slot on. One that was commanded is in force after its slot,
+                          so at a slot's end none is on its way: it was executed, or it is lost with what came after
     slots                 go on: the new cluster's first is the one after the next multiple of K, so that no application
                           sees a slot twice. Those between are never used
     agreed time           goes on
@@ -22,14 +25,15 @@ from replica.core.frozen import FrozenMap
 from replica.core.genesis import Founding, Genesis
 from replica.core.layout import LayoutError
 from replica.core.logstate import initial_states
-from replica.core.sessions import CLIENTS_RECORDS
+from replica.core.sessions import CLIENTS_RECORDS, VERSIONS_RECORDS
 from replica.core.snapshot import Fetched
 from replica.core.state import BucketedMap
 
 
 def carried_over(executor: Executor) -> BucketedMap:
     """Return the client table with which a cluster begins that is founded with what `executor` has come to."""
-    return BucketedMap(executor.table.records.scan(CLIENTS_RECORDS))
+    kept = (CLIENTS_RECORDS, VERSIONS_RECORDS)
+    return BucketedMap(record for prefix in kept for record in executor.table.records.scan(prefix))
 
 
 def founding_of(cluster_id: bytes, executor: Executor, table: BucketedMap) -> Founding:

@@ -14,8 +14,10 @@ however old it is. What is in it is what a replica can lose and have again:
     state.sqlite              the newest durable milestone
     evidence/NAME             against other replicas
 
-Databases are copied by SQLite while the replica runs, each as of one moment. An own group that was stored and not yet
-attested is left out: the log may since have attested another in its place.
+The small files are copied as they are at one moment, before they are measured: a replica that goes over to other
+members, or gets another key, meanwhile replaces them. Databases are copied by SQLite while the replica runs, each as of
+one moment. An own group that was stored and not yet attested is left out: the log may since have attested another in
+its place.
 """
 
 import datetime as dt
@@ -23,12 +25,13 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import sqlite3
 import tarfile
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,6 +48,7 @@ from replica.cluster.home import (
     TLS_KEY_NAME,
     ReplicaHome,
 )
+from replica.cluster.keys import write_new
 from replica.cluster.memberlists import OWN_NAME
 from replica.cluster.writing import sync_directory
 from replica.core.genesis import MIB
@@ -61,6 +65,7 @@ DATABASE_NAMES: Final = (STORE_NAME, STATE_NAME)
 SMALL_BYTES_MAX: Final = MIB
 EVIDENCE_BYTES_MAX: Final = 65 * MIB  # also of what followed cluster.toml
 CHUNK: Final = MIB
+READS_MAX: Final = 10
 
 
 class BackupError(Exception):
@@ -215,19 +220,53 @@ def _damaged(source: Path, text: str) -> BackupError:
 
 
 def _sources(home: ReplicaHome, work: Path) -> Iterator[tuple[str, Path]]:
-    small = (
+    """Name what is packed, with its copy in `work`, where nobody else writes."""
+    for name, content in _small_files(home).items():
+        write_new(work / name, content, 0o600)
+        yield name, work / name
+    yield from ((name, work / name) for name in DATABASE_NAMES if (work / name).exists())
+    (work / EVIDENCE_NAME).mkdir()
+    for file in EvidenceFolder(home.evidence_path).files():
+        name = f"{EVIDENCE_NAME}/{file.name}"
+        shutil.copyfile(file, work / name)
+        yield name, work / name
+
+
+def _small_files(home: ReplicaHome) -> dict[str, bytes]:
+    """Return what the small files hold at one moment: they are read until they are twice the same."""
+    before: dict[str, bytes] = {}
+    for _ in range(READS_MAX):
+        try:
+            found = _read_small_files(home)
+        except FileNotFoundError as error:
+            if home.is_renewed:  # by now its pair may have the usual names
+                home = replace(home, is_renewed=False)
+                continue
+            raise BackupError(f"{error.filename}: is missing: put it back, or make this backup again") from error
+        if found == before:
+            return found
+        before = found
+    raise BackupError(f"{home.path}: its small files change all the time; find out what writes them, and try again")
+
+
+def _read_small_files(home: ReplicaHome) -> dict[str, bytes]:
+    needed = (
         home.path / SETTINGS_NAME,
         home.cluster_path,
         home.log_path / LOG_PUBLIC_KEY_NAME,
         home.key_path,
         home.certificate_path,
     )
-    yield from zip(SMALL_NAMES, small, strict=True)
-    yield from zip(NEXT_NAMES, home.next_pair or (), strict=False)
-    if home.members_path.exists():
-        yield OWN_NAME, home.members_path
-    yield from ((name, work / name) for name in DATABASE_NAMES if (work / name).exists())
-    yield from ((f"{EVIDENCE_NAME}/{file.name}", file) for file in EvidenceFolder(home.evidence_path).files())
+    found = {name: _read(path) for name, path in zip(SMALL_NAMES, needed, strict=True)}
+    # A certificate that waits counts without its key, too: that has its last name first.
+    for name in (OWN_NAME,) if home.is_renewed else (*NEXT_NAMES, OWN_NAME):
+        with suppress(FileNotFoundError):
+            found[name] = _read(home.path / name)
+    return found
+
+
+def _read(path: Path) -> bytes:
+    return path.read_bytes()
 
 
 def _measure(path: Path) -> tuple[int, bytes]:

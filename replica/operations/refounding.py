@@ -4,9 +4,11 @@ More than f replicas are gone for good, so the old cluster can never decide anyt
 the logs that are lost. An operator decides, never the software: what the survivors do not have is given up. The plan
 says what that is; only who names its last slot has it carried out.
 
-    carried over    the application's state; who may be a client; name, ordering, limits and application; the operators'
-                    keys; that payloads at rest are sealed
+    carried over    the application's state, and which of its versions is in force; who may be a client; name, ordering,
+                    limits and application; the operators' keys; that payloads at rest are sealed
     made anew       the cluster's id, the logs, all keys of replicas, a key for a client and one more operator
+    left out        cluster.toml's [appraisal]: it is about the old logs and their machines, and new logs that cannot
+                    show what it demands would never talk to each other
     given up        what was executed after the last slot that a survivor shows; sessions; the members' history
 """
 
@@ -32,14 +34,15 @@ from replica.shell.atrest import CLEAR
 from replica.shell.keeper import write_milestone
 from replica.shell.opening import open_trusted_log, payload_seal
 from replica.shell.statestore import StateStore
+from trustlog.appraisal import EvidenceLevel, Policy
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What a new cluster would begin with. best: the survivor whose state that is. survivors: all that were named.
 
-    base: the slot after which the new cluster's first one comes. keys: of the application. listed: whether only clients
-    that were allowed may work.
+    base: the slot after which the new cluster's first one comes. keys: of the application. version: of it, in force.
+    listed: whether only clients that were allowed may work.
     """
 
     best: Survivor
@@ -47,6 +50,7 @@ class Plan:
     founding: Founding
     base: int
     keys: int
+    version: int
     listed: bool
     _executor: Executor
     _table: BucketedMap
@@ -56,6 +60,11 @@ class Plan:
     def genesis(self) -> Genesis:
         """What is agreed in the old cluster."""
         return self.best.home.cluster.genesis
+
+    @property
+    def has_appraisal(self) -> bool:
+        """Say whether the old cluster's file demands something of its replicas' evidence, which no new one does."""
+        return self.best.home.cluster.appraisal != Policy(minimum_evidence=EvidenceLevel.NONE)
 
     @property
     def encrypts_store(self) -> bool:
@@ -75,6 +84,11 @@ class Plan:
             "all sessions: what clients had under way may have been executed, and sent again is executed again",
             "the old cluster for ever: as soon as clients work with the new one, never start a replica of the old one",
         ]
+        if self.has_appraisal:
+            texts.append(
+                "what [appraisal] in the old cluster.toml demands of replicas' evidence: it is not carried over, and "
+                "the new cluster demands nothing until you write it a table of its own"
+            )
         missing = self.genesis.n - len({one.home.number for one in self.survivors})
         if missing:
             texts.append(
@@ -136,6 +150,7 @@ def _plan(best: Survivor, survivors: Sequence[Survivor], log: Any) -> Plan:  # n
         founding,
         founding.base(cluster.genesis.limits.checkpoint_interval),
         len(executor.state),
+        executor.versions.present,
         bool(executor.clients.mode),
         executor,
         table,

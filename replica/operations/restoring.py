@@ -61,8 +61,13 @@ from replica.operations.backup import (
 from replica.shell.evidence import EvidenceFolder
 from replica.shell.opening import open_trusted_log
 from replica.shell.sqlitefile import finish_replacement
-from trustlog import BackendKind, TrustLogError
+from trustlog import BackendKind, LogInUseError, TrustLogError
+from trustlog.service.client import ServiceBusyError, ServicePeerError
 
+OTHER_USER: Final = (
+    "whether its replica runs, its log's service tells only the user whom it serves: run this command as that user, "
+    "with the replica stopped"
+)
 _NEW_LOG: Final = (
     "no copy may stand in for a log: it would say again, and differently, what it said already, and be exposed for "
     "ever. Make a new log (trustlog-replica keygen in a new folder) and have it take this one's place in the cluster "
@@ -221,9 +226,11 @@ def _check_same(manifest: Manifest, home: ReplicaHome) -> None:
 def _open_log(home: ReplicaHome, log: Any) -> Any:  # noqa: ANN401 - a TrustedLog
     try:
         return open_trusted_log(home, log)
+    except (LogInUseError, ServiceBusyError) as error:
+        raise BackupError(f"{home.path}: its replica runs; stop the replica first: {error}") from error
+    except ServicePeerError as error:
+        raise BackupError(f"{home.path}: {OTHER_USER}: {error}") from error
     except TrustLogError as error:
-        if "in use" in str(error) or "occupied" in str(error):
-            raise BackupError(f"{home.path}: stop the replica first: {error}") from error
         raise BackupError(f"the log of {home.path} cannot be opened: {error}. If it is lost: {_NEW_LOG}") from error
 
 

@@ -25,7 +25,7 @@ from replica.core.events import Effect, Executed
 from replica.core.execution import Executor
 from replica.core.machine import ReplicaCore
 from replica.operations.backup import BackupError
-from replica.operations.restoring import unpack
+from replica.operations.restoring import OTHER_USER, unpack
 from replica.shell.atrest import CLEAR, Clear
 from replica.shell.opening import open_trusted_log, payload_seal
 from replica.shell.outbox import settle_last_group
@@ -37,6 +37,7 @@ from replica.shell.verify import EnvelopeVerifier, GroupVerifier
 from trustlog import BackendKind, TrustLogError
 from trustlog.errors import LogInUseError
 from trustlog.sealed import lock_directory
+from trustlog.service.client import ServiceBusyError, ServicePeerError
 
 NOTES_MAX: Final = 20
 
@@ -180,9 +181,11 @@ def _open_log(home: ReplicaHome, stack: ExitStack, notes: list[str], log: Any, *
         )
     try:
         return stack.enter_context(closing(open_trusted_log(home, log)))
+    except (LogInUseError, ServiceBusyError) as error:
+        raise SurvivorError(f"{home.path}: its replica runs; stop it first, and all others: {error}") from error
+    except ServicePeerError as error:
+        raise SurvivorError(f"{home.path}: {OTHER_USER}: {error}") from error
     except (TrustLogError, OSError) as error:
-        if "in use" in str(error) or "occupied" in str(error):
-            raise SurvivorError(f"{home.path}: its replica runs; stop it first, and all others: {error}") from error
         if settings.encrypt_store:
             raise SurvivorError(
                 f"{home.path}: its payloads are sealed with a key that its log keeps, and the log cannot be opened: "
@@ -267,6 +270,13 @@ def _read(opened: _Opened, marks: set[int] | None = None) -> Survivor:
         core = ReplicaCore(*fixed, snapshot=snapshot)
         survivor = Survivor(opened.place, home, began=core.executed, notes=opened.notes)
         _replay(core, store, verifier, survivor, marks or set(), notes)
+    if core.executor.outdated is not None:
+        versions, known = core.executor.versions, core.executor.knows_version
+        raise SurvivorError(
+            f"{opened.place}: version {versions.present} of the application {genesis.application} is in force after "
+            f"slot {versions.after}, and the code here knows no version above {known}: install the code that knows it "
+            "on this machine, and give the same command again"
+        )
     if core.halted is not None:
         raise SurvivorError(f"{opened.place}: it cannot be read to its end: {core.halted}. Take another survivor")
     survivor.executed, survivor.top, survivor.digest = core.executed, core.top, core.executor.digest()

@@ -137,7 +137,15 @@ def test_who_lost_everything_is_back_with_three_commands(tmp_path):
 
         def repair():
             public = cluster.make(2, "new-2")
-            cluster.member("replace", cluster.directory, public, "--reason", "its disk is gone")
+            words = ("replace", cluster.directory, public, "--reason", "its disk is gone")
+            cluster.member(*words)
+            # Whoever was interrupted before the files were written gives the same command again.
+            written = [members_path(cluster.file), cluster.folder(2) / "members.toml"]
+            for path in written:
+                path.unlink()
+            again = cluster.member(*words)
+            assert "nothing is changed: replica 2 has the log of" in again.stderr
+            assert all(path.exists() for path in written)
             cluster.start(2)
 
         receipts = []
@@ -223,6 +231,10 @@ def test_two_more_and_two_less(tmp_path):
         def grow():
             publics = [cluster.make(number, f"new-{number}") for number in (3, 4)]
             cluster.member("add", cluster.directory, *publics)
+            for path in (members_path(cluster.file), cluster.folder(4) / "members.toml"):
+                path.unlink()
+            again = cluster.member("add", cluster.directory, *publics)
+            assert "nothing is changed: replicas 3 and 4 have the logs" in again.stderr
             cluster.start(3, 4)
 
         @on_loop_for(DEADLINE_S * 4)
@@ -237,7 +249,9 @@ def test_two_more_and_two_less(tmp_path):
                 assert await client.incr("counter-0") == totals[0] + 1
             cluster.start(0, 3)
             await cluster.until_all_are_over(1)
-            await asyncio.to_thread(cluster.member, "remove", cluster.directory)
+            await asyncio.to_thread(cluster.member, "remove", cluster.directory, 4, 3)
+            again = await asyncio.to_thread(cluster.member, "remove", cluster.directory, 3, 4)
+            assert "nothing is changed: replicas 3 and 4 are members no more" in again.stderr
             await cluster.until_all_are_over(2)
             cluster.wait_logged(4, "no member any more")
             for number in (3, 4):
@@ -330,6 +344,7 @@ def test_a_replica_moves_to_another_address(tmp_path):
         words = ("move", cluster.directory, "--number", 1, "--address")
         assert "have one address" in cluster.member(*words, wrong, expected=2).stderr
         cluster.member(*words, f"127.0.0.1:{port}")
+        assert "nothing is changed: replica 1 is at" in cluster.member(*words, f"127.0.0.1:{port}").stderr
 
         @on_loop_for(DEADLINE_S * 2)
         async def use():
@@ -377,7 +392,7 @@ def test_who_gave_up_waiting_goes_on_with_the_same_command(tmp_path):
         assert listed["following"] == {"list": 1, "after": 48}
         said = cluster.member("list", cluster.directory).stderr
         assert "list 1 of members is agreed and not yet in force; it will be after slot 48" in said
-        other = cluster.member("remove", cluster.directory, expected=2)
+        other = cluster.member("remove", cluster.directory, 1, 2, expected=2)
         assert "2f + 1" in other.stderr
         other = cluster.member("move", cluster.directory, "--number", 0, "--address", "127.0.0.1:9", expected=2)
         assert "repeat the command that made it" in other.stderr
@@ -405,7 +420,7 @@ def test_what_is_refused(tmp_path):
         far = cluster.make(3, "new-3")
         assert "there is no replica 3" in cluster.member("replace", cluster.directory, far, expected=2).stderr
         assert "numbers 3 and 4" in cluster.member("add", cluster.directory, public, far, expected=2).stderr
-        done = cluster.member("remove", cluster.directory, expected=2)
+        done = cluster.member("remove", cluster.directory, 1, 2, expected=2)
         assert "2f + 1" in done.stderr
         taken = cluster.present().replicas[0].address
         twice = cluster.directory / "twice"

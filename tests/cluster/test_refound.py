@@ -11,6 +11,7 @@ import pytest
 from client import Undecided
 from client.receipts import verify
 from replica.cluster.clusterfile import load_cluster_file
+from replica.cluster.memberlists import members_path, write_links
 from tests.cluster.test_members import DEADLINE_S, LIMITS, Changing
 from tests.support.waiting import on_loop_for, until
 from trustlog import BackendKind, VerificationError
@@ -102,6 +103,14 @@ def test_what_the_survivor_executed_is_there_and_the_new_cluster_works(tmp_path,
     with Changing(tmp_path / "new") as new:
         (new.folder(1) / "state.sqlite").unlink()
         new.start_and_wait()
+        # What was kept beside the old cluster.toml does not follow the new one, and is set aside on request.
+        kept = members_path(new.file)
+        write_links(kept, [b"the old cluster's"])
+        stuck = new.member("list", new.directory, expected=2)
+        assert "or remove it, if cluster.toml is of a newer cluster" in stuck.stderr
+        assert "is kept as" in new.member("list", new.directory, "--update").stderr
+        assert not kept.exists()
+        new.member("list", new.directory)
         new.wait_logged(1, "the state with which this cluster was founded is not here")
 
         @on_loop_for(DEADLINE_S * 4)

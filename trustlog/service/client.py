@@ -64,7 +64,15 @@ class ServiceLostError(TrustLogError):
 
 
 class ServiceRefusedError(TrustLogError):
-    """The service does not serve this program: another client is connected, or this user may not connect."""
+    """The service does not serve this program, or keeps another log than the expected one."""
+
+
+class ServiceBusyError(ServiceRefusedError):
+    """Another client is connected: its log is in use."""
+
+
+class ServicePeerError(ServiceRefusedError):
+    """This user may not connect; the text says which one may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,7 +342,7 @@ class RemoteLog:
                 return _UNAVAILABLE.get(reason, MisuseError)(text)
             case Why.BUSY | Why.PEER:
                 self._end_with(text)
-                return ServiceRefusedError(text)
+                return ServiceBusyError(text) if why is Why.BUSY else ServicePeerError(text)
             case _:
                 return self._end_with(text)
 

@@ -38,6 +38,7 @@ from replica.core.proving import Replay
 from replica.core.snapshot import Fetched, Source
 from replica.core.state import BucketedMap
 from replica.core.treeparts import part_of
+from replica.core.versions import CURRENT, encode_activation
 from tests.replica.core.harness import (
     GOOD_SIGNATURE,
     Cluster,
@@ -48,6 +49,7 @@ from tests.replica.core.harness import (
     opened,
     public_key,
 )
+from tests.replica.core.test_versions import Old, Versioned
 
 OPERATOR = public_key(200)
 OLD = replace(make_genesis(), operators=(OPERATOR,))
@@ -156,6 +158,38 @@ def test_every_key_and_the_policy_are_there_and_sessions_are_not():
     assert not executor.clients.is_allowed(STRANGER.key)
     assert executor.clients.is_allowed(USER.key)
     assert executor.clients.is_restricted(USER.key)
+
+
+@pytest.mark.parametrize("activated_at", [2, 3], ids=["in force before the end", "commanded in the last slot"])
+def test_the_version_in_force_stays_in_force(activated_at):
+    """Also one of the last slot that a survivor shows: it is in force after that, so there is none on its way."""
+    executor, client = Executor(Versioned(), OLD), FakeClient(OLD, 100)
+    executor.execute(1, make_batch(1001, (), [client.open()]))
+    client.session = executor.table.opened(client.key, bytes(16))
+    for slot in (2, 3):
+        asked = command(encode_activation(2)) if slot == activated_at else client.operations(b"k")
+        executor.execute(slot, make_batch(1000 + slot, (), [asked]))
+    executor.roots()
+    table = carried_over(executor)
+    assert {key for key, _ in table.scan()} == {CURRENT}
+    founding = founding_of(OLD.cluster_id(), executor, table)
+    genesis = replace(NEW, founding=founding, base=founding.base(OLD.limits.checkpoint_interval))
+    begun = founding_state(genesis, executor.state.frozen(), table.frozen())
+    with pytest.raises(LayoutError, match="client table has the digest"):
+        founding_state(genesis, executor.state.frozen(), BucketedMap().frozen())
+    cluster = Cluster(genesis)
+    for number, code in enumerate((Versioned(), Versioned(), Old())):
+        cluster.cores[number] = make_core(genesis, number, code, snapshot=begun.snapshot(code, genesis))
+    versions = cluster.cores[0].executor.versions
+    assert (versions.present, versions.after) == (2, activated_at)
+    # Code that does not know it stops before it executes anything, as after an activation.
+    assert cluster.cores[2].halted == cluster.cores[2].executor.outdated
+    assert "version 2 is in force" in cluster.cores[2].halted
+    cluster.settle()
+    cluster.request(opened(cluster, FakeClient(genesis, 100)).operations(b"new"))
+    cluster.settle()
+    assert [cluster.cores[number].executor.state.get(b"new") for number in range(3)] == [b"2", b"2", None]
+    assert cluster.cores[2].executed == genesis.base
 
 
 def test_a_founded_cluster_goes_on():

@@ -9,22 +9,28 @@ from dataclasses import replace
 import pytest
 import structlog
 
+from replica.application import ApplicationLoadError
 from replica.cluster.clusterfile import dump_cluster_file, load_cluster_file
 from replica.cluster.home import load_home
+from replica.cluster.keys import load_client_key
 from replica.cluster.provision import ProvisionError, init_cluster
 from replica.core.checkpoint import decode_header
 from replica.core.genesis import Limits
 from replica.core.snapshot import MilestoneRule
+from replica.core.versions import encode_activation
 from replica.operations import refounding, survivors
 from replica.operations.audit import Audit
 from replica.operations.backup import make_backup
+from replica.operations.changing import Council
 from replica.operations.refounding import planned
 from replica.operations.survivors import SurvivorError
 from replica.shell.sqlitefile import StoreError
 from replica.shell.statestore import Milestone, StateStore
+from tests.replica.core.test_versions import Versioned
 from tests.support.nodes import Nodes
 from tests.support.waiting import on_loop, until
 from trustlog import open_log
+from trustlog.appraisal import EvidenceLevel
 
 RULE = MilestoneRule(intervals=2)
 LIMITS = Limits(checkpoint_interval=4, window=8)
@@ -255,6 +261,51 @@ def test_the_new_cluster_has_the_state_and_names_it(old, tmp_path):
         assert found.faults == []
         assert (found.slot, found.keys) == (plan.base, KEYS)
         assert plan.founding.cluster_id.hex() in found.notes[0]
+
+
+@on_loop
+async def test_the_version_in_force_stays_in_force_and_its_code_is_needed(tmp_path, monkeypatch):
+    monkeypatch.setattr(Versioned, "version", 2)
+    application = "tests.replica.core.test_versions:Versioned"
+    async with Nodes(tmp_path / "old", limits=LIMITS, milestones=RULE, application=application) as cluster:
+        cluster.start()
+        await cluster.wait_ready()
+        async with cluster.client() as client:
+            assert await client.execute(b"k") == b"0"
+            operator = load_client_key(tmp_path / "old" / "operator")
+            async with Council(cluster.cluster, operator) as council:
+                done = await council.order(encode_activation(2))
+            assert await client.execute(b"k") == b"2"
+        await cluster.wait_quiet()
+    with plan_of(tmp_path, tmp_path / "old" / "replica-1") as plan:
+        assert (plan.version, plan.has_appraisal) == (2, False)
+        assert plan.base > done.slot
+    monkeypatch.setattr(Versioned, "version", 1)
+    text = refused(tmp_path, tmp_path / "old" / "replica-1")
+    assert f"version 2 of the application {application} is in force after slot {done.slot}" in text
+    assert "no version above 1: install the code" in text
+    monkeypatch.setattr(Versioned, "version", 2)
+    refound(tmp_path, tmp_path / "old" / "replica-1", application=application)
+    async with Nodes(tmp_path / "new", milestones=RULE) as cluster:
+        cluster.start(0, 1)
+        monkeypatch.setattr(Versioned, "version", 1)
+        cluster.make(2)
+        with pytest.raises(ApplicationLoadError, match="version 2 is in force after slot"):
+            cluster.nodes[2].start()
+        await cluster.stop(2)
+        await cluster.wait_ready(0, 1)
+        async with cluster.client() as client:
+            assert await client.execute(b"k") == b"2"
+
+
+def test_what_is_demanded_of_the_old_logs_is_not_carried_over_and_said_to_be_lost(old, tmp_path):
+    with (old / "cluster.toml").open("a") as file:
+        file.write('\n[appraisal]\nminimum_evidence = "self-asserted"\n')
+    plan, cluster = refound(tmp_path, old / "replica-1")
+    assert plan.has_appraisal
+    assert sum("[appraisal]" in text for text in plan.losses()) == 1
+    assert cluster.appraisal.minimum_evidence is EvidenceLevel.NONE
+    assert "appraisal" not in (tmp_path / "new" / "cluster.toml").read_text()
 
 
 def test_nothing_is_left_where_the_state_cannot_be_written(old, tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ from trustlog import (
     verify_end,
 )
 from trustlog.service import protocol
-from trustlog.service.client import RemoteLog, ServiceLostError, ServiceRefusedError
+from trustlog.service.client import RemoteLog, ServiceLostError, ServicePeerError, ServiceRefusedError
 from trustlog.service.protocol import Protection, ProtocolError, Welcome, Why
 from trustlog.service.server import PATIENCE_S, Answering, Server, StorageError
 from trustlog.statements import U64_MAX
@@ -221,7 +221,7 @@ def altered(at):
         (protocol.frame(b"\x00" + bytes(234)), ProtocolError),
         (protocol.frame(b"\x01" + bytes(323)), ProtocolError),
         (protocol.frame(b"\x02\x63"), ProtocolError),
-        (protocol.frame(protocol.encode_refusal(Why.PEER, "not you")), ServiceRefusedError),
+        (protocol.frame(protocol.encode_refusal(Why.PEER, "not you")), ServicePeerError),
         (replayed, VerificationError),
         (altered(4 + 90 + 20), VerificationError),  # its context
         (altered(4 + 260 + 5), VerificationError),  # its signature

@@ -14,7 +14,7 @@ from tests.support.waiting import wait_for
 from tests.trustlog.service.support import KEY, process_log, public_folder
 from tests.trustlog.support import CONTEXT, NONCE, digests_of, fixed_key
 from trustlog.service import protocol, server
-from trustlog.service.client import RemoteLog, ServiceRefusedError
+from trustlog.service.client import RemoteLog, ServiceBusyError, ServiceRefusedError
 from trustlog.service.protocol import Protection, Why
 from trustlog.service.server import Answering, Server
 
@@ -84,7 +84,7 @@ def refusal(connection):
 
 def test_a_second_client_is_refused_by_name_and_the_first_goes_on(listening):
     with listening.connect() as first:
-        with pytest.raises(ServiceRefusedError, match=f"process {os.getpid()} is connected"):
+        with pytest.raises(ServiceBusyError, match=f"process {os.getpid()} is connected"):
             listening.connect()
         first.append(digests_of("1"), context=CONTEXT)
     assert listening.log.last == 1

@@ -72,7 +72,7 @@ def check_never_two_at_one_index(found):
     assert again == first
     assert found["append another at the same index"] == "MisuseError"
     assert found["truncate below"] == "MisuseError"
-    assert found["second connection"] == "ServiceRefusedError"
+    assert found["second connection"] == "ServiceBusyError"
 
 
 @as_root
