@@ -18,6 +18,7 @@ from replica.cluster.home import SETTINGS_NAME, STORE_NAME
 from replica.cluster.memberlists import (
     OWN_NAME,
     certificates_of,
+    check_room,
     encode_place,
     load_present_cluster,
     members_path,
@@ -306,6 +307,7 @@ def _change(
 ) -> None:
     present, key = operator.present, operator.key
     wanted = MemberList(present.genesis.list_number + 1, 0, tuple(seats), reason)
+    check_room(present)
     try:
         check_change(present.genesis, wanted, {})
     except RefusedError as error:

@@ -20,7 +20,6 @@ from replica.cli.options import (
     refuse_log_options,
 )
 from replica.cluster.clusterfile import ORDERINGS, ClusterFile
-from replica.cluster.home import STORE_KEY_BACKENDS, TrustedLogSettings
 from replica.cluster.passphrase import PassphraseSource, for_new_keys
 from replica.cluster.pbft import BASELINE
 from replica.cluster.provision import (
@@ -35,6 +34,7 @@ from replica.cluster.provision import (
     make_client,
     replica_folder_name,
 )
+from replica.cluster.replicatoml import STORE_KEY_BACKENDS, TrustedLogSettings
 from replica.core.genesis import PUBLIC_KEY_SIZE
 from replica.core.quorum import FAULTS_MAX
 from trustlog import BackendKind, VerificationError, VerifyingKey, log_id

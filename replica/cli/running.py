@@ -52,7 +52,9 @@ def run_command(
     # Imported here: the other commands need no daemon, and answer sooner without it.
     from replica.shell import daemon  # noqa: PLC0415
 
-    home = unlocked(load_any_home(folder, flags_given(settings)), PassphraseSource(passphrase_file, asker()))
+    passphrases = PassphraseSource(passphrase_file, asker())
+    home = unlocked(load_any_home(folder, flags_given(settings)), passphrases)
+    home = dataclasses.replace(home, passphrases=passphrases)
     if output.format == "json" and "log_format" not in flags_given(settings):
         home = dataclasses.replace(home, settings=dataclasses.replace(home.settings, log_format="json"))
     daemon.configure_logging(home)

@@ -23,7 +23,7 @@ from replica.cluster.environment import (
     settings_of,
     unknown_variables,
 )
-from replica.cluster.home import SETTINGS_NAME, ReplicaHome, load_any_home
+from replica.cluster.home import SETTINGS_NAME, NoMemberError, ReplicaHome, load_any_home
 from replica.cluster.strict_toml import parse_toml, read_bounded
 from trustlog.cli.contract import CommandError, Exit, Output, example, grid, key_values, output_option, printable
 
@@ -94,6 +94,8 @@ def config_commands() -> None:
 def check_command(*, place: Path, output: Output, **settings: object) -> None:
     """Read a replica's folder as `run` would, or a cluster.toml; exit 2 and name the first mistake if there is one.
 
+    Exit 1 if the folder's replica is none of the members that its files name.
+
     A key that no program here knows is a mistake, in a file or as a TRUSTLOG_* variable, and the nearest known one is
     named. For each setting it is shown whether an option, a variable, the file or the default counts.
 
@@ -104,7 +106,10 @@ def check_command(*, place: Path, output: Output, **settings: object) -> None:
         _show_cluster(load_any_cluster_file(place), output)
         return
     flags = flags_given(settings)
-    home = load_any_home(place, flags)
+    try:
+        home = load_any_home(place, flags)
+    except NoMemberError as error:
+        raise CommandError(str(error), code="no-member") from error
     rows = _effective(home, flags)
     data = {
         "folder": str(place),

@@ -26,8 +26,8 @@ RETAIN_MIB_MAX: Final = 1024 * 1024
 SOURCE: Final = "environment"
 # How alike two names are (difflib's ratio) of which one is a misspelling of the other.
 NEAR: Final = 0.75
-# Of the other programs, and of no setting.
-_OTHERS: Final = ("TRUSTLOG_CLUSTER", "TRUSTLOG_PASSPHRASE_FILE")
+# Of the other programs and the containers' script, and of no setting.
+_OTHERS: Final = ("TRUSTLOG_CLUSTER", "TRUSTLOG_PASSPHRASE_FILE", "TRUSTLOG_PASSPHRASE_SECRET")
 
 
 def read_address(table: Table, key: str) -> tuple[str, int] | None:

@@ -24,9 +24,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, cast, get_args
+from typing import Any, Final
 
-import tomli_w
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from replica.cluster.clusterfile import (
@@ -35,17 +34,10 @@ from replica.cluster.clusterfile import (
     load_any_cluster_file,
     load_cluster_file,
     log_kind_label,
-    read_log_kind,
 )
-from replica.cluster.environment import (
-    RETAIN_MIB_MAX,
-    Durability,
-    LogFormat,
-    LogLevel,
-    read_address,
-    settings_of,
-)
+from replica.cluster.environment import settings_of
 from replica.cluster.keys import (
+    KeptKey,
     LockedKeyError,
     certificate_der,
     certificate_public_key,
@@ -55,12 +47,11 @@ from replica.cluster.keys import (
 )
 from replica.cluster.memberlists import OWN_NAME, follow, read_links
 from replica.cluster.passphrase import PassphraseSource
-from replica.cluster.strict_toml import ConfigError, Table, parse_toml, read_bounded
+from replica.cluster.replicatoml import HomeError, Settings, TrustedLogSettings, load_settings
+from replica.cluster.strict_toml import ConfigError, read_bounded
 from replica.core.genesis import PUBLIC_KEY_SIZE
-from replica.core.quorum import FAULTS_MAX
 from trustlog import BackendKind
 
-FORMAT: Final = 1
 SETTINGS_NAME: Final = "replica.toml"
 TLS_KEY_NAME: Final = "tls.key"
 TLS_CERTIFICATE_NAME: Final = "tls.crt"
@@ -74,61 +65,11 @@ LOG_PUBLIC_KEY_NAME: Final = "log.pub"
 STORE_NAME: Final = "store.sqlite"
 STATE_NAME: Final = "state.sqlite"
 EVIDENCE_NAME: Final = "evidence"
-DEFAULT_CLUSTER: Final = "../cluster.toml"
 CERTIFICATE_BYTES_MAX: Final = 64 * 1024
 
-_HEADER: Final = """\
-# The settings of one trustlog replica. Optional keys and their defaults:
-#   durability = "disk"      "memory" forgets everything with the process: for experiments only
-#   log_level = "info"       "debug", "info", "warning" or "error"
-#   log_format = "auto"      "console", "json"; "auto" is console on a terminal, else json
-#   listen = "host:port"     where to listen, if not at the address in cluster.toml
-#   http = "127.0.0.1:8100"  where to answer probes, metrics, status and reads over plain HTTP, if anywhere
-#   retain_mib = 256         how much of the logs is kept on disk although a stable checkpoint covers it
-#   [trusted_log]            what keeps this replica's log; it cannot be changed later
-#   backend = "software"     in the replica's own process; "process": in a program of its own; "tpm"
-#   socket = "/path"         of a service that somebody else runs (trustlog serve); without it, the replica starts it
-#   encrypt_store = false    true: payloads at rest are sealed with a key that the log's service, or the TPM, keeps
 
-"""
-
-
-# The kinds of log that keep a key for payloads at rest.
-STORE_KEY_BACKENDS = frozenset({BackendKind.PROCESS, BackendKind.TPM})
-
-
-class HomeError(ConfigError):
-    """A replica's folder cannot be used; the text names the file, what is wrong and what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrustedLogSettings:
-    """What keeps the log. `socket` is None where the replica starts the log's service itself.
-
-    encrypt_store: payloads at rest are sealed with a key that the log's service, or its TPM, keeps.
-    """
-
-    backend: BackendKind = BackendKind.SOFTWARE
-    socket: Path | None = None
-    encrypt_store: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """The content of replica.toml.
-
-    `listen` is None where the address in the cluster file is listened on, `http` where HTTP is not served.
-    """
-
-    number: int
-    cluster: str = DEFAULT_CLUSTER
-    durability: Durability = "disk"
-    log_level: LogLevel = "info"
-    log_format: LogFormat = "auto"
-    listen: tuple[str, int] | None = None
-    http: tuple[str, int] | None = None
-    retain_mib: int = 256
-    trusted_log: TrustedLogSettings = TrustedLogSettings()
+class NoMemberError(HomeError):
+    """The folder can be read, and its replica does not stand in the list of members that counts for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +77,9 @@ class ReplicaHome:
     """A replica's folder, checked against its cluster file, which was read from `cluster_path`.
 
     passphrase: of its private keys, once it was unlocked, if they have one. is_renewed: the list of members has the
-    certificate in tls.next.crt.
+    certificate in tls.next.crt. waiting_trouble: why tls.next.crt, which the list does not have, can be of no use when
+    a list will; "" if it can, or there is none. kept: the listed certificate's key, once it was opened to be worked
+    with. passphrases: where another passphrase is looked for later; None: the variable.
     """
 
     path: Path
@@ -145,6 +88,9 @@ class ReplicaHome:
     cluster_path: Path
     passphrase: bytes | None = field(default=None, repr=False)
     is_renewed: bool = False
+    waiting_trouble: str = ""
+    kept: KeptKey | None = field(default=None, repr=False, compare=False)
+    passphrases: PassphraseSource | None = field(default=None, repr=False, compare=False)
 
     @property
     def number(self) -> int:
@@ -165,8 +111,8 @@ class ReplicaHome:
     def key_path(self) -> Path:
         """Return the file of the TLS key."""
         # Of a renewed pair the key gets its last name first.
-        is_next = self.is_renewed and (self.path / NEXT_KEY_NAME).exists()
-        return self.path / (NEXT_KEY_NAME if is_next else TLS_KEY_NAME)
+        is_next = self.is_renewed and self.next_key_path.exists()
+        return self.next_key_path if is_next else self.path / TLS_KEY_NAME
 
     @property
     def certificate_path(self) -> Path:
@@ -174,10 +120,22 @@ class ReplicaHome:
         return self.path / (NEXT_CERTIFICATE_NAME if self.is_renewed else TLS_CERTIFICATE_NAME)
 
     @property
+    def next_certificate_path(self) -> Path:
+        """Return the file of a certificate that waits, or is in force and has not the last name; it need not exist."""
+        return self.path / NEXT_CERTIFICATE_NAME
+
+    @property
+    def next_key_path(self) -> Path:
+        """Return the file of that certificate's key; it need not exist."""
+        return self.path / NEXT_KEY_NAME
+
+    @property
     def next_pair(self) -> tuple[Path, Path] | None:
         """Return the files of certificate and key that wait for a list of members that has them, None without any."""
-        pair = self.path / NEXT_CERTIFICATE_NAME, self.path / NEXT_KEY_NAME
-        return pair if not self.is_renewed and all(path.exists() for path in pair) else None
+        if self.is_renewed or self.waiting_trouble:
+            return None
+        pair = self.next_certificate_path, self.next_key_path
+        return pair if all(path.exists() for path in pair) else None
 
     @property
     def signing_key_path(self) -> Path:
@@ -204,17 +162,6 @@ class ReplicaHome:
         """Return the file of lists of members under which this replica worked after the first; it need not exist."""
         return self.path / OWN_NAME
 
-    def under_next_list(self) -> "ReplicaHome":
-        """Return this home under the list of members that its file leads to now.
-
-        ConfigError if it leads nowhere, or to a list with another certificate than those that are here.
-        """
-        more = read_links(self.members_path)[len(self.cluster.links) :]
-        later = _with_listed_pair(replace(self, cluster=follow(self.cluster, more, str(self.members_path))))
-        _check_certificate(later)
-        _check_tls_key(later)  # a passphrase that was changed meanwhile is said now
-        return later
-
     @property
     def evidence_path(self) -> Path:
         """Return the folder of evidence against other replicas; it need not exist."""
@@ -234,8 +181,9 @@ class ReplicaHome:
 
         First the pair that its list has, then the one that waits: peers who went over already know only that.
         """
-        pairs = (self.certificate_path, self.key_path), self.next_pair
-        return tuple((*pair, self.passphrase) for pair in pairs if pair is not None)
+        key = (self.key_path, self.passphrase) if self.kept is None else (self.kept.path, self.kept.passphrase)
+        listed, waiting = (self.certificate_path, *key), self.next_pair
+        return (listed,) if waiting is None else (listed, (*waiting, self.passphrase))
 
     def load_tls_key(self) -> ec.EllipticCurvePrivateKey:
         """Read the TLS key; ConfigError says what is wrong with its file, LockedKeyError that it was not unlocked."""
@@ -283,7 +231,7 @@ def load_any_home(
         if home.cluster.has_logs:
             _check_keys(home)
             return home
-        _check_certificate(home)
+        _check_pair(home)
         _check_pbft_settings(home)
         with suppress(LockedKeyError):
             _check_signing_key(home)
@@ -298,59 +246,26 @@ def unlocked(home: ReplicaHome, source: PassphraseSource) -> ReplicaHome:
     """Return the home with the passphrase of its private keys, which is looked for only if one is encrypted.
 
     ConfigError if there is none or a wrong one, HomeError if what was encrypted are other keys than the certificate's.
+    A key that only waits is no reason: the home then says what is wrong with it (`waiting_trouble`).
     """
+    waiting = None if home.next_pair is None else home.next_pair[1]
     locked = [path for path in home.private_key_paths if is_encrypted(path)]
     if not locked:
         return home
-    passphrase = source.for_key(locked[0])
+    try:
+        passphrase = source.for_key(locked[0])
+    except ConfigError as error:
+        if locked != [waiting]:
+            raise
+        return replace(home, waiting_trouble=waiting_text(str(error)))
     for path in locked:
-        load_private_key(path, passphrase.secret, passphrase.source)
+        if path != waiting:
+            load_private_key(path, passphrase.secret, passphrase.source)
     opened = replace(home, passphrase=passphrase.secret)
-    _check_tls_key(opened)
+    check_tls_key(opened)
     if not opened.cluster.has_logs:
         _check_signing_key(opened)
-    return opened
-
-
-def load_settings(path: Path) -> Settings:
-    """Read replica.toml; HomeError says what is wrong."""
-    if not path.exists():
-        raise HomeError(
-            f"{path}: there is no such file, so {path.parent} is no replica's folder; "
-            "give the folder that trustlog-replica init or keygen made, such as DIR/replica-0"
-        )
-    table = Table(str(path), parse_toml(read_bounded(path), str(path)).data)
-    table.integer("format", FORMAT, FORMAT)
-    settings = Settings(
-        number=table.integer("number", 0, 2 * FAULTS_MAX),
-        cluster=table.text("cluster", DEFAULT_CLUSTER),
-        durability=cast("Durability", table.choice("durability", list(get_args(Durability)), "disk")),
-        log_level=cast("LogLevel", table.choice("log_level", list(get_args(LogLevel)), "info")),
-        log_format=cast("LogFormat", table.choice("log_format", list(get_args(LogFormat)), "auto")),
-        listen=read_address(table, "listen"),
-        http=read_address(table, "http"),
-        retain_mib=table.integer("retain_mib", 0, RETAIN_MIB_MAX, 256),
-        trusted_log=_trusted_log(table),
-    )
-    table.finish()
-    return settings
-
-
-def dump_settings(settings: Settings) -> bytes:
-    """Return the bytes of a replica.toml without `listen` and `http`; keys that have their default are left out."""
-    document: dict[str, Any] = {"format": FORMAT, "number": settings.number, "cluster": settings.cluster}
-    default = Settings(settings.number)
-    for key in ("durability", "log_level", "log_format"):
-        if getattr(settings, key) != getattr(default, key):
-            document[key] = getattr(settings, key)
-    trusted = settings.trusted_log
-    if trusted != default.trusted_log:
-        document["trusted_log"] = {"backend": log_kind_label(trusted.backend)}
-        if trusted.socket is not None:
-            document["trusted_log"]["socket"] = str(trusted.socket)
-        if trusted.encrypt_store:
-            document["trusted_log"]["encrypt_store"] = True
-    return (_HEADER + tomli_w.dumps(document)).encode()
+    return with_listed_pair(opened)
 
 
 def read_certificate(path: Path) -> bytes:
@@ -389,17 +304,50 @@ def _load_home(
         # Its own file says under which list it works; what an operator keeps beside cluster.toml may be ahead of that.
         cluster = follow(cluster, read_links(path / OWN_NAME), str(path / OWN_NAME))
     if settings.number >= cluster.genesis.n:
-        raise HomeError(
+        raise NoMemberError(
             f"{path / SETTINGS_NAME}: number: {settings.number}, but {cluster_path} has replicas 0 to "
             f"{cluster.genesis.n - 1}; is it another cluster's file?{_no_members_file(path, cluster)}"
         )
-    return _with_listed_pair(ReplicaHome(path, settings, cluster, cluster_path))
+    return with_listed_pair(ReplicaHome(path, settings, cluster, cluster_path))
 
 
-def _with_listed_pair(home: ReplicaHome) -> ReplicaHome:
-    """Return the home with the pair whose certificate the list of members has: the renewed one, or else tls.crt's."""
-    path = home.path / NEXT_CERTIFICATE_NAME
-    return replace(home, is_renewed=path.exists() and read_certificate(path) == home.place.certificate_der)
+def with_listed_pair(home: ReplicaHome) -> ReplicaHome:
+    """Return the home with the pair whose certificate the list of members has: the renewed one, or else tls.crt's.
+
+    What is wrong with a pair that waits is said by the home; an encrypted key is looked into only with a passphrase.
+    """
+    path, is_renewed, trouble = home.next_certificate_path, False, ""
+    if path.exists():
+        try:
+            der = read_certificate(path)
+            is_renewed = der == home.place.certificate_der
+            trouble = "" if is_renewed else _key_trouble(home, der)
+        except ConfigError as error:
+            trouble = str(error)
+    return replace(home, is_renewed=is_renewed, waiting_trouble=waiting_text(trouble) if trouble else "")
+
+
+def _key_trouble(home: ReplicaHome, certificate: bytes) -> str:
+    """Return what is wrong with the key of a certificate that waits; "" if nothing is, or it was not unlocked."""
+    path = home.next_key_path
+    if not path.exists():
+        return f"{home.next_certificate_path}: its key {path.name} is not here"
+    try:
+        key = load_private_key(path, home.passphrase)
+    except LockedKeyError as error:
+        return "" if home.passphrase is None else str(error)
+    if public_bytes(key.public_key()) != certificate_public_key(certificate):
+        return f"{path}: not the key of {home.next_certificate_path}"
+    return ""
+
+
+def waiting_text(text: str) -> str:
+    """Return what is wrong with a pair that waits, and what to do about it."""
+    return (
+        f"{text}. That pair cannot be worked with when a list of members names it: put the right files back, readable "
+        f"for the replica's user, or, if no list does and none is asked for (trustlog-replica member list), remove "
+        f"{NEXT_CERTIFICATE_NAME} and {NEXT_KEY_NAME} and make another one (trustlog-replica keys renew-certificate)"
+    )
 
 
 def _no_members_file(path: Path, cluster: ClusterFile) -> str:
@@ -412,33 +360,16 @@ def _no_members_file(path: Path, cluster: ClusterFile) -> str:
     )
 
 
-def _trusted_log(table: Table) -> TrustedLogSettings:
-    inner = table.optional_table("trusted_log")
-    if inner is None:
-        return TrustedLogSettings()
-    backend = read_log_kind(inner, "backend")
-    socket = inner.text("socket", "") or None
-    if socket is not None and not socket.startswith("/"):
-        raise inner.error("socket", "must be the whole path of a socket, from / on")
-    if socket is not None and backend is not BackendKind.PROCESS:
-        raise inner.error("socket", 'belongs to backend = "process" only; leave it out')
-    encrypt = inner.boolean("encrypt_store", default=False)
-    if encrypt and backend not in STORE_KEY_BACKENDS:
-        raise inner.error("encrypt_store", 'needs a log that keeps a key: backend = "process" or "tpm"')
-    inner.finish()
-    return TrustedLogSettings(backend, None if socket is None else Path(socket), encrypt)
-
-
 def _check_keys(home: ReplicaHome) -> None:
     """Refuse a folder whose keys are not those that the other replicas expect."""
     own, listed = home.settings.trusted_log.backend, home.cluster.genesis.members[home.number].log_kind
     if own != listed:
-        raise HomeError(
+        raise NoMemberError(
             f'{home.path / SETTINGS_NAME}: trusted_log.backend: "{log_kind_label(own)}", but {home.cluster_path} lists '
             f'"{log_kind_label(listed)}" for replica {home.number}; a log keeps its backend for ever: restore the file.'
             f"{_no_members_file(home.path, home.cluster)}"
         )
-    _check_certificate(home)
+    _check_pair(home)
     pins = read_bounded(home.log_path / LOG_PUBLIC_KEY_NAME, 1024).split(b"\n")[1:2]
     listed_pins = home.cluster.genesis.members[home.number].log_pins
     if own == BackendKind.TPM and pins != [listed_pins.hex().encode()]:
@@ -465,15 +396,23 @@ def _check_pbft_settings(home: ReplicaHome) -> None:
             )
 
 
-def _check_certificate(home: ReplicaHome) -> None:
+def _check_pair(home: ReplicaHome) -> None:
+    check_certificate(home)
+    with suppress(LockedKeyError):
+        check_tls_key(home)
+
+
+def check_certificate(home: ReplicaHome) -> None:
+    """Raise HomeError unless the certificate that is worked with is the one in the list of members."""
     der = read_certificate(home.certificate_path)
     if der != home.place.certificate_der:
+        if home.waiting_trouble:
+            raise HomeError(f"{home.waiting_trouble}. {TLS_CERTIFICATE_NAME} is not the certificate that the list has")
         raise _differ(home, home.certificate_path, der, "certificate", home.place.certificate_der)
-    with suppress(LockedKeyError):
-        _check_tls_key(home)
 
 
-def _check_tls_key(home: ReplicaHome) -> None:
+def check_tls_key(home: ReplicaHome) -> None:
+    """Raise HomeError unless the key's file holds the certificate's key, LockedKeyError if it was not unlocked."""
     if public_bytes(home.load_tls_key().public_key()) != certificate_public_key(home.place.certificate_der):
         raise HomeError(
             f"{home.key_path}: not the key of {home.certificate_path}; restore both files from the same copy"
@@ -487,9 +426,9 @@ def _check_signing_key(home: ReplicaHome) -> None:
         raise _differ(home, home.signing_key_path, signing, "signing key", expected)
 
 
-def _differ(home: ReplicaHome, path: Path, own: bytes, what: str, listed: bytes) -> HomeError:
+def _differ(home: ReplicaHome, path: Path, own: bytes, what: str, listed: bytes) -> NoMemberError:
     own_digest, listed_digest = (hashlib.sha256(value).hexdigest() for value in (own, listed))
-    return HomeError(
+    return NoMemberError(
         f"{path}: this {what} has SHA-256 {own_digest}, but {home.cluster_path} lists {listed_digest} "
         f"for replica {home.number}: this folder belongs to another cluster, or to other keys. "
         "Copy the cluster.toml that was assembled from this folder's public file to that place, or run the "

@@ -16,6 +16,7 @@ a wall clock; a key is replaced by changing the member list (`.renewal`), not by
 import datetime as dt
 import os
 import re
+import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -42,6 +43,27 @@ _ECDSA: Final = ec.ECDSA(hashes.SHA256())
 
 class LockedKeyError(ConfigError):
     """A private key is encrypted and was not opened: no passphrase was given, or a wrong one."""
+
+
+class KeptKey:
+    """A private key's file as it was when it was opened, in memory, with the passphrase that opened it, if it has one.
+
+    OpenSSL reads keys from files only, so it has a path; what is there is in no file system, and ends with this object.
+    """
+
+    def __init__(self, path: Path, passphrase: bytes | None) -> None:
+        load_private_key(path, passphrase)
+        self.passphrase = passphrase
+        self._descriptor = os.memfd_create("key", os.MFD_CLOEXEC)
+        weakref.finalize(self, os.close, self._descriptor)
+        os.fchmod(self._descriptor, 0o600)
+        with self.path.open("wb") as file:
+            file.write(read_bounded(path, KEY_FILE_BYTES_MAX, private="private key"))
+
+    @property
+    def path(self) -> Path:
+        """Return where this process, and no other, reads it."""
+        return Path(f"/proc/self/fd/{self._descriptor}")
 
 
 def generate_private_key() -> ec.EllipticCurvePrivateKey:

@@ -9,6 +9,11 @@ which proves the next list of members to whoever knows the one before (`replica.
 A client finds it beside cluster.toml, as cluster.members.toml; a replica keeps its own, as members.toml in its folder,
 because that says under which list it has worked. Nothing in such a file is believed: it is verified each time it is
 read.
+
+Links are kept for ever, and their sizes are not agreed: each replica proves a list with the attestations that it has.
+So a file has a limit, for whoever reads it and whoever writes it, and a change is refused as long as it is only asked
+for (`check_room`): at half of the limit, which leaves room for the largest link, and for larger proofs elsewhere.
+With three members a link takes some 6 kB, and LISTS_MAX of them fit; with many it is the file that ends the changes.
 """
 
 import itertools
@@ -16,8 +21,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
-
-import tomli_w
 
 from replica.cluster.clusterfile import (
     CLUSTER_FILE_NAME,
@@ -42,6 +45,12 @@ FORMAT: Final = 1
 OWN_NAME: Final = "members.toml"
 NOT_HOLDING: Final = ".does-not-hold"
 FILE_BYTES_MAX: Final = 64 * 1024 * 1024
+# Of a file of this size on, no change of the members is asked for any more.
+FULL_BYTES: Final = FILE_BYTES_MAX // 2
+
+# What a file holds beside links' digits, and what it takes for each, at the most.
+FRAME_BYTES: Final = 512
+LINE_BYTES: Final = 16
 
 _HEADER: Final = """\
 # Which members followed those of cluster.toml. Public, and believed by nobody: whoever reads it verifies it.
@@ -126,7 +135,8 @@ def read_links(path: Path) -> tuple[bytes, ...]:
     """Read a file of links; () if there is none; ConfigError says what is wrong. Nothing is verified here."""
     if not path.exists():
         return ()
-    table = Table(str(path), parse_toml(read_bounded(path, FILE_BYTES_MAX), str(path)).data)
+    raw = read_bounded(path, FILE_BYTES_MAX)
+    table = Table(str(path), parse_toml(raw, str(path), FILE_BYTES_MAX).data)
     table.integer("format", FORMAT, FORMAT)
     links = table.hexadecimals("links", LISTS_MAX, LINK_BYTES_MAX)
     table.finish()
@@ -134,9 +144,35 @@ def read_links(path: Path) -> tuple[bytes, ...]:
 
 
 def write_links(path: Path, links: Sequence[bytes]) -> None:
-    """Put a file of links in the place of the one there was, durably; OSError if that fails."""
-    document = {"format": FORMAT, "links": [raw.hex() for raw in links]}
-    write_over(path, (_HEADER + tomli_w.dumps(document)).encode(), 0o644)
+    """Put a file of links in the place of the one there was, durably; OSError if that fails.
+
+    ConfigError for one that `read_links` would refuse; then the file is as it was.
+    """
+    if (size := _file_bytes(links)) > FILE_BYTES_MAX:
+        raise ConfigError(
+            f"{path}: {len(links)} lists of members take {size} bytes, the limit is {FILE_BYTES_MAX}, and the file was "
+            "left as it is: no later list can be kept. A program with a higher limit can go on with it; without one, "
+            "found a new cluster (trustlog-replica refound)"
+        )
+    # Not by tomli_w, which looks at each digit: this is written while clients wait.
+    lines = [f"format = {FORMAT}\nlinks = [\n", *(f'    "{raw.hex()}",\n' for raw in links), "]\n"]
+    write_over(path, (_HEADER + "".join(lines)).encode(), 0o644, like=path.parent)
+
+
+def check_room(cluster: ClusterFile) -> None:
+    """Raise ConfigError if one more list of members may be more than a file of links can hold somewhere."""
+    if (size := _file_bytes(cluster.links)) >= FULL_BYTES:
+        raise ConfigError(
+            f"the {len(cluster.links)} lists of members that followed take {size} bytes, and no change is asked for "
+            f"from {FULL_BYTES} on: replicas keep all of them and read {FILE_BYTES_MAX} at most. Keep the members as "
+            "they are; to change them all the same, found a new cluster with the state of this one (trustlog-replica "
+            "refound)"
+        )
+
+
+def _file_bytes(links: Sequence[bytes]) -> int:
+    """Return how large a file of these links is at the most."""
+    return FRAME_BYTES + sum(2 * len(raw) + LINE_BYTES for raw in links)
 
 
 def set_aside(path: Path) -> Path:

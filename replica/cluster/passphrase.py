@@ -32,10 +32,14 @@ from replica.cluster.keys import (
     write_private_key,
 )
 from replica.cluster.strict_toml import ConfigError, read_bounded
-from replica.cluster.writing import sync_directory
+from replica.cluster.writing import give, sync_directory
 
 PASSPHRASE_VARIABLE: Final = "TRUSTLOG_PASSPHRASE_FILE"  # noqa: S105 - a name
 OPTION: Final = "--passphrase-file"
+
+
+class KeysBusyError(ConfigError):
+    """Another program is changing a folder's keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,10 @@ class PassphraseSource:
         elif self._found is None and (name := self._environ.get(PASSPHRASE_VARIABLE)):
             self._found = Passphrase(read_passphrase_file(Path(name)), f"in {name} ({PASSPHRASE_VARIABLE})")
         return self._found
+
+    def given_now(self) -> Passphrase | None:
+        """Return what the named file holds by now, as `given` does; it, or its content, may have been exchanged."""
+        return PassphraseSource(self._file, None, self._environ).given()
 
     def get(self, prompt: str, why: str) -> Passphrase:
         """Return what the named file holds, or what a person answers; ConfigError says `why` if there is neither."""
@@ -171,10 +179,7 @@ def _exchange(path: Path, key: ec.EllipticCurvePrivateKey, passphrase: bytes | N
         written = load_private_key(beside, passphrase)
         if public_bytes(written.public_key()) != public_bytes(key.public_key()):
             raise ConfigError(f"{beside}: what was written is another key; {path} was left as it is: check the disk")
-        if os.geteuid() == 0:
-            # Root changes it for its owner, who must be able to read it afterwards.
-            owner = path.stat()
-            os.chown(beside, owner.st_uid, owner.st_gid)
+        give(beside, path)
         beside.replace(path)
         sync_directory(path.parent)
     except OSError as error:
@@ -188,7 +193,7 @@ def _exchange(path: Path, key: ec.EllipticCurvePrivateKey, passphrase: bytes | N
 
 @contextmanager
 def only_one(folder: Path) -> Iterator[None]:
-    """Hold the lock on a folder's keys; ConfigError if another program has it."""
+    """Hold the lock on a folder's keys; KeysBusyError if another program has it."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
@@ -197,6 +202,6 @@ def only_one(folder: Path) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError:
-        raise ConfigError(f"{folder}: another program is changing these keys; wait until it has ended") from None
+        raise KeysBusyError(f"{folder}: another program is changing these keys; wait until it has ended") from None
     finally:
         os.close(descriptor)

@@ -42,9 +42,6 @@ from replica.cluster.home import (
     TLS_CERTIFICATE_NAME,
     TLS_KEY_NAME,
     ReplicaHome,
-    Settings,
-    TrustedLogSettings,
-    dump_settings,
     read_certificate,
 )
 from replica.cluster.keys import (
@@ -61,6 +58,7 @@ from replica.cluster.pbft import LIMITS as PBFT_LIMITS
 from replica.cluster.pbft import PBFT, PbftGenesis, pbft_member, pbft_replica_count
 from replica.cluster.ports import NoPortError, free_ports
 from replica.cluster.renewal import make_next_pair
+from replica.cluster.replicatoml import Settings, TrustedLogSettings, dump_settings
 from replica.cluster.strict_toml import ConfigError, Table, parse_toml, read_bounded
 from replica.cluster.writing import sync_directory, write_over
 from replica.core.genesis import NONCE_SIZE, Founding, Genesis, Limits, Member, Ordering, new_genesis
@@ -225,7 +223,7 @@ def renew_certificate(home: ReplicaHome) -> tuple[Path, PublicPart, bool]:
     part = PublicPart(replace(home.place, certificate_der=der), home.cluster.genesis.members[home.number])
     path = home.path / RENEWAL_FILE_NAME
     try:
-        write_over(path, dump_public_part(part), 0o644)
+        write_over(path, dump_public_part(part), 0o644, like=home.key_path)
     except OSError as error:
         raise ProvisionError(f"{path}: cannot be written: {error.strerror}; run the same command again") from error
     return path, part, is_new

@@ -59,10 +59,10 @@ def read_bounded(path: Path, size_max: int = FILE_BYTES_MAX, *, private: str = "
     return content
 
 
-def parse_toml(raw: bytes, name: str) -> TomlFile:
-    """Parse a file's bytes; ConfigError with line and column if they are not TOML."""
-    if len(raw) > FILE_BYTES_MAX:
-        raise ConfigError(f"{name}: {len(raw)} bytes, the limit is {FILE_BYTES_MAX}")
+def parse_toml(raw: bytes, name: str, size_max: int = FILE_BYTES_MAX) -> TomlFile:
+    """Parse a file's bytes, at most `size_max`; ConfigError with line and column if they are not TOML."""
+    if len(raw) > size_max:
+        raise ConfigError(f"{name}: {len(raw)} bytes, the limit is {size_max}")
     try:
         data = tomllib.loads(raw.decode())
     except UnicodeDecodeError as error:

@@ -31,11 +31,11 @@ from replica.cluster.home import (
     TLS_KEY_NAME,
     ReplicaHome,
     load_home,
-    load_settings,
     unlocked,
 )
 from replica.cluster.keys import is_encrypted
 from replica.cluster.passphrase import PASSPHRASE_VARIABLE, PassphraseSource
+from replica.cluster.replicatoml import load_settings
 from replica.cluster.strict_toml import ConfigError
 from replica.core.genesis import MIB
 from replica.operations.findings import Finding, fine, problem, warning
@@ -49,6 +49,7 @@ FREE_BYTES_LEAST: Final = 64 * MIB
 # The structure of larger files is left to `audit`, which shows how far it is.
 CHECKED_BYTES_MAX: Final = 1024 * MIB
 OPEN_FILES_LEAST: Final = 4096
+NAMED_MAX: Final = 5  # files in one finding
 # Files below the folder that are nobody else's business, and the mode that they have at the most.
 _PRIVATE: Final = {
     TLS_KEY_NAME: 0o600,
@@ -91,13 +92,16 @@ def _keys(home: ReplicaHome) -> Iterator[Finding]:
             text = "not encrypted: who reads the file has the key; a passphrase is optional (trustlog-replica keys)"
             yield fine("key", path, text)
             continue
+        remedy, trouble = f"mend what {PASSPHRASE_VARIABLE} names, or unset it", ""
         try:
             given = PassphraseSource().given()
             if given is not None:
-                unlocked(home, PassphraseSource())
+                waiting_trouble = unlocked(home, PassphraseSource()).waiting_trouble
+                trouble = waiting_trouble if path == home.next_key_path else ""
         except ConfigError as error:
-            remedy = f"mend what {PASSPHRASE_VARIABLE} names, or unset it"
-            yield problem("key", path, str(error), remedy)
+            trouble = str(error)
+        if trouble:
+            yield problem("key", path, trouble, remedy)
         else:
             opened = "; nobody named the passphrase here, so it was not opened"
             if given is not None:
@@ -129,7 +133,10 @@ def certificates(cluster: ClusterFile, now: dt.datetime) -> Iterator[Finding]:
 
 def _next_certificate(home: ReplicaHome) -> Iterator[Finding]:
     """Say whether a certificate waits to be put in force, or is in force and was not worked with yet."""
-    if home.is_renewed:
+    if home.waiting_trouble:
+        path, remedy = home.next_certificate_path, "do that before the next change of members"
+        yield problem("certificate", path, home.waiting_trouble, remedy)
+    elif home.is_renewed:
         text = "is in force, and takes the old one's place when the replica starts"
         yield fine("certificate", home.certificate_path, text)
     elif home.next_pair is not None:
@@ -172,6 +179,7 @@ def _modes(path: Path) -> Iterator[Finding]:
             f"has mode {stat.S_IMODE(found):04o}: others may read it or change it",
             f"if nobody can have copied or changed it: chmod {most:o} {shlex.quote(str(file))}; else make new keys",
         )
+    yield from _owners(path, owner)
     for name in (SETTINGS_NAME, TLS_KEY_NAME, TLS_CERTIFICATE_NAME):
         if (path / name).exists() and not os.access(path / name, os.R_OK):
             yield problem(
@@ -179,6 +187,24 @@ def _modes(path: Path) -> Iterator[Finding]:
             )
     if not bad:
         yield fine("mode", path, "closed to other users")
+
+
+def _owners(path: Path, owner: int) -> Iterator[Finding]:
+    """Name what belongs to another user than the folder, as when root made it: the replica may be unable to use it."""
+    for folder in (path, path / LOG_NAME, path / EVIDENCE_NAME):
+        try:
+            others = {one.name: one.lstat().st_uid for one in folder.iterdir() if one.lstat().st_uid != owner}
+        except OSError:
+            continue  # not there, or not ours to see
+        if others:
+            names = ", ".join(sorted(others)[:NAMED_MAX]) + (" …" if len(others) > NAMED_MAX else "")
+            text = (
+                f"{names}: of another user ({', '.join(map(str, sorted(set(others.values()))))}) than {path} ({owner})"
+            )
+            remedy = (
+                f"run programs as the replica's user, and give it the files: chown -R {owner} {shlex.quote(str(path))}"
+            )
+            yield problem("mode", folder, text, remedy)
 
 
 def _trusted_log(home: ReplicaHome) -> Iterator[Finding]:

@@ -36,13 +36,12 @@ from replica.cluster.home import (
     TLS_CERTIFICATE_NAME,
     TLS_KEY_NAME,
     ReplicaHome,
-    dump_settings,
     load_home,
-    load_settings,
 )
 from replica.cluster.keys import write_new
 from replica.cluster.memberlists import OWN_NAME
-from replica.cluster.writing import sync_directory
+from replica.cluster.replicatoml import dump_settings, load_settings
+from replica.cluster.writing import give_all, sync_directory
 from replica.operations.backup import (
     CHUNK,
     DATABASE_NAMES,
@@ -94,8 +93,10 @@ class Restored:
 def restore(archive: Path, folder: Path, log: Any) -> Restored:  # noqa: ANN401 - structlog
     """Put a backup into a replica's folder, which is made if a service keeps the log; see above for what is refused.
 
-    BackupError, ConfigError or OSError; then the folder is as it was.
+    BackupError, ConfigError or OSError; then the folder is as it was. What root does here, it does for whoever the
+    folder belongs to, or the one around it.
     """
+    owner = next(one for one in (folder, *folder.absolute().parents) if one.exists()).stat()
     try:
         with tarfile.open(archive, mode="r:") as opened:
             manifest = _manifest(opened)
@@ -105,6 +106,9 @@ def restore(archive: Path, folder: Path, log: Any) -> Restored:  # noqa: ANN401 
         raise BackupError(f"{archive}: not a backup, or damaged: {error}") from error
     except BackupError as error:
         raise BackupError(f"{archive}: {error}") from error
+    finally:
+        if folder.exists():
+            give_all(folder, owner)
 
 
 def unpack(archive: Path, folder: Path) -> Path:

@@ -14,6 +14,7 @@ import uvloop
 from replica.application import ApplicationLoadError
 from replica.cluster.home import ReplicaHome
 from replica.cluster.renewal import settle
+from replica.cluster.reopening import under_next_list, with_key_kept
 from replica.cluster.strict_toml import ConfigError
 from replica.shell.node import Node
 from replica.shell.opening import open_trusted_log
@@ -77,12 +78,12 @@ async def _serve(home: ReplicaHome, log: TrustedLog) -> int:
     signalled: asyncio.Future[None] = loop.create_future()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _note, signalled)
-    home = _settled(home)
+    home = with_key_kept(_settled(home))
     while (status := await _serve_list(home, log, signalled)) == _RENEWED:
         if signalled.done():
             structlog.get_logger().bind(replica=home.number).info("stopped", while_going_over=True)
             return 0
-        home = _settled(home.under_next_list())
+        home = _settled(under_next_list(home))
     return status
 
 
@@ -94,8 +95,11 @@ def _settled(home: ReplicaHome) -> ReplicaHome:
             f"{home.certificate_path}: cannot take the place of the certificate before it: {error.strerror}; see to "
             "the folder's permissions, and start the replica again"
         ) from error
+    log = structlog.get_logger().bind(replica=home.number, path=str(home.path))
     if home.is_renewed:
-        structlog.get_logger().warning("a new certificate is in force", replica=home.number, path=str(home.path))
+        log.warning("a new certificate is in force", has_its_name=not settled.is_renewed)
+    if home.waiting_trouble:
+        log.error("a certificate that waits cannot be used", text=home.waiting_trouble)
     return settled
 
 

@@ -177,6 +177,9 @@ class MemberLists:
         except OSError as error:
             self._node.stop(f"{self._node.home.members_path}: cannot be written: {error}")
             return
+        except ConfigError as error:
+            self._node.stop(str(error))
+            return
         self._renew()
 
 

@@ -139,12 +139,9 @@ class Node:
         serving = (self._serving_store, self._received, self._seen, self._on_serving_failed)
         self.streams = Streams(self.number, genesis.n, *serving)
         self.appraisals = Appraisals(self)
-        tls = server_context(
-            home.certificate_path,
-            home.key_path,
-            [place.certificate_der for place in home.cluster.replicas],
-            home.passphrase,
-        )
+        certificate, key, passphrase = home.tls_identities[0]
+        members = [place.certificate_der for place in home.cluster.replicas]
+        tls = server_context(certificate, key, members, passphrase)
         self.server = Server(self, home.cluster, tls, lambda server: ServerConnection(self, server))
         self.links = {
             place.number: LogLink(

@@ -8,7 +8,8 @@ tpm         a TPM 2.0, whose address stands in the folder's log/tpm.json
 
 from typing import Any
 
-from replica.cluster.home import SETTINGS_NAME, HomeError, ReplicaHome
+from replica.cluster.home import SETTINGS_NAME, ReplicaHome
+from replica.cluster.replicatoml import HomeError
 from replica.shell.atrest import CLEAR, Clear, Sealed
 from replica.shell.processlog import ProcessLog, StartedService, connecting
 from replica.shell.trustedlog import ExternalLog, TrustedLog

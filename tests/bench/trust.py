@@ -14,7 +14,6 @@ from pathlib import Path
 import click
 
 from client.surroundings import MEMORY_FILE_SYSTEMS, file_system_of
-from replica.cluster.home import TrustedLogSettings
 from replica.cluster.provision import (
     TpmPlace,
     assemble,
@@ -24,6 +23,7 @@ from replica.cluster.provision import (
     public_file_name,
     replica_folder_name,
 )
+from replica.cluster.replicatoml import TrustedLogSettings
 from replica.core.genesis import Ordering
 from tests.bench.programs import HOST, first_line, tool_missing
 from tests.bench.report import (

@@ -11,8 +11,8 @@ from contextlib import closing
 
 import pytest
 
-from replica.cluster.home import TrustedLogSettings
 from replica.cluster.provision import assemble, keygen, make_client
+from replica.cluster.replicatoml import TrustedLogSettings
 from replica.operations.backup import own_end
 from tests.support.calling import json_caller
 from tests.support.cluster import Processes
@@ -81,6 +81,16 @@ def files(folder):
     return {name: content for name, content in found.items() if not name.endswith(("-shm", "-wal"))}
 
 
+def give_away(folder):
+    """Make the folder another user's, as root finds it who restores it."""
+    for path in (folder, *folder.rglob("*")) if os.geteuid() == 0 else ():
+        os.chown(path, 65534, 65534)
+
+
+def owners(folder):
+    return {path.stat().st_uid for path in (folder, *folder.rglob("*"))}
+
+
 def test_lost_databases_come_back_and_the_log_goes_on(tmp_path, call):
     with Processes(tmp_path / "c") as cluster:
         cluster.start_and_wait()
@@ -95,8 +105,12 @@ def test_lost_databases_come_back_and_the_log_goes_on(tmp_path, call):
         (cluster.folder(1) / "store.sqlite").write_bytes(os.urandom(8192))
         for name in ("store.sqlite-wal", "store.sqlite-shm", "state.sqlite"):
             (cluster.folder(1) / name).unlink(missing_ok=True)
+        give_away(cluster.folder(1))
         code, done = call("restore", tmp_path / "old", cluster.folder(1))
         assert code == 0, done
+        assert owners(cluster.folder(1)) == ({65534} if os.geteuid() == 0 else {os.geteuid()}), (
+            "root does it for another"
+        )
         assert (done["log_last"], done["missing"], done["warnings"]) == (said, said - made["log_last"], [])
         assert own_end(cluster.folder(1) / "store.sqlite", 1) == made["log_last"]
         assert (cluster.folder(1) / "store.sqlite.damaged-1").exists(), "what was there is kept"

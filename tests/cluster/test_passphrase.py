@@ -248,3 +248,28 @@ def test_members_change_with_an_encrypted_operators_key_and_replicas_keep_their_
             await cluster.until_all_are_over(1)
 
         work()
+
+
+def test_keys_that_are_encrypted_while_replicas_run_are_no_matter_when_members_change(tmp_path, words):
+    """No file was named when they were started: they go on with the keys that they have, and want it at the next start."""
+    with Changing(tmp_path / "c") as cluster:
+        cluster.start_and_wait()
+        for number in (0, 1):
+            done = program("replica", "keys", "passphrase", cluster.folder(number), "--new-passphrase-file", words)
+            assert done.returncode == 0, done.stderr
+        public_file = cluster.make(2, "new-2")
+
+        def replace():
+            cluster.kill(2)
+            cluster.member("replace", tmp_path / "c", public_file)
+            cluster.start(2)
+
+        @on_loop_for(120)
+        async def work():
+            await under_load(cluster, replace)
+            await cluster.until_all_are_over(1)
+
+        work()
+        assert cluster.kill(1, signal.SIGTERM) == 0
+        locked = program("replica", "run", cluster.folder(1))
+        assert (locked.returncode, "this private key is encrypted" in locked.stderr) == (2, True)

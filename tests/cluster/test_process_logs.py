@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from replica.cluster.home import TrustedLogSettings
 from replica.cluster.provision import assemble, keygen, make_client, plan_addresses, public_file_name
+from replica.cluster.replicatoml import TrustedLogSettings
 from tests.support.cluster import Processes
 from tests.support.load import Load, check_acknowledged
 from tests.support.waiting import on_loop, until

@@ -11,7 +11,6 @@ from contextlib import ExitStack
 
 import pytest
 
-from replica.cluster.home import TrustedLogSettings
 from replica.cluster.provision import (
     TpmPlace,
     assemble,
@@ -21,6 +20,7 @@ from replica.cluster.provision import (
     public_file_name,
     replica_folder_name,
 )
+from replica.cluster.replicatoml import TrustedLogSettings
 from tests.replica.cluster.test_tpm_members import accepted
 from tests.support.cluster import Processes, environment
 from tests.support.swtpm import require_tools, software_tpm

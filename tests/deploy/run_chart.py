@@ -31,6 +31,12 @@ VALUES = {
             "to": [{"namespaceSelector": {}}],
         },
     },
+    # As an older release left them, with --reuse-values: without what came later, or with no more than what is set now.
+    "older": {"passphrase": None, "tracing": None, "members": None},
+    "older, and set": {
+        "passphrase": {"secret": "words", "key": None},
+        "tracing": {"endpoint": "http://x:4318"} | dict.fromkeys(("fraction", "env", "port", "to")),
+    },
     "one node": {"spreadOverNodes": False, "networkPolicy": {"enabled": False}},
 }
 
@@ -165,6 +171,14 @@ def test_traces_are_sent_where_it_is_asked_for_and_let_out():
     rules = objects["NetworkPolicy"]["spec"]["egress"]
     assert {"ports": [{"port": 4318}], "to": [{"namespaceSelector": {}}]} in rules
     assert len(rules) == len(render()["NetworkPolicy"]["spec"]["egress"]) + 1
+
+
+def test_a_release_from_before_passphrases_and_traces_is_as_it_was():
+    assert render(VALUES["older"]) == render()
+    set_now = {"passphrase": {"secret": "words"}, "tracing": {"endpoint": "http://x:4318"}}
+    assert render(VALUES["older, and set"]) == render(set_now)
+    fraction = {"tracing": {"endpoint": "http://x:4318", "fraction": 0}}
+    assert variables(containers(fraction)["replica"])["OTEL_TRACES_SAMPLER_ARG"] == "0"
 
 
 def test_the_commands_exist():

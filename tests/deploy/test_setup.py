@@ -151,7 +151,7 @@ def shown(tmp_path):
     programs.mkdir()
     shim = programs / "trustlog-replica"
     shim.write_text(
-        '#!/bin/sh\ngrep -q mine "$3/members.toml" "$3/replica.toml" 2> /dev/null || { echo "no member" >&2; exit 2; }\n'
+        '#!/bin/sh\n[ ! -e "$3/broken" ] || { cat "$3/broken" >&2; exit 2; }\ngrep -q mine "$3/members.toml" "$3/replica.toml" 2> /dev/null || { echo "no member" >&2; exit 1; }\n'
     )
     shim.chmod(0o755)
     machine.environment["PATH"] = f"{programs}{os.pathsep}{os.environ['PATH']}"
@@ -170,8 +170,24 @@ def shown(tmp_path):
         ({"store.sqlite": "it ran"}, "mine", None),
         ({"replica.toml": 'listen = "mine"'}, "mine", None),
         ({"members.toml": "mine, and older"}, "mine", "mine, and older"),
+        ({"members.toml": "not in it"}, "mine", "not in it"),
+        ({"broken": "a variable"}, "mine", None),
+        ({"broken": "a variable", "members.toml": "its own"}, "mine", "its own"),
+        ({"members.trying": "", "members.toml": "half a li"}, "mine", "mine"),
+        ({"members.trying": "", "members.toml": "another's"}, "another's", None),
     ],
-    ids=["new and a member", "not in it", "it ran", "member without it", "has its own"],
+    ids=[
+        "new and a member",
+        "not in it",
+        "it ran",
+        "member without it",
+        "has its own",
+        "has one without it",
+        "something else is wrong",
+        "something else is wrong and it has its own",
+        "ended while it tried one",
+        "ended while it tried a wrong one",
+    ],
 )
 def test_a_list_is_taken_by_who_never_ran_and_is_no_member_without_it(shown, there, brought, taken):
     folder = shown.directory / "replica"
@@ -190,6 +206,39 @@ def test_who_is_no_member_yet_waits_and_says_why_once(shown):
         assert waiting.stdout.read() == ""
     assert waiting.returncode == 0
     assert (shown.directory / "replica" / "members.toml").read_text() == "mine"
+
+
+def test_what_is_wrong_otherwise_is_said_and_takes_nothing(shown):
+    broken, members = shown.directory / "replica" / "broken", shown.directory / "replica" / "members.toml"
+    broken.write_text("environment: a variable\n")
+    (shown.public / "cluster.members.toml").write_text("mine")
+    with shown.waiting() as waiting:
+        assert [waiting.stdout.readline() for _ in range(2)] == ["public\n", "# waiting: environment: a variable\n"]
+        assert not members.exists()
+        broken.unlink()
+        assert waiting.stdout.read() == ""
+    assert waiting.returncode == 0
+    assert members.read_text() == "mine"
+
+
+def test_a_replica_with_a_passphrase_keeps_its_list(machines, tmp_path):
+    """With a chart's variables and the real program: what is there already is never taken away."""
+    secret, copied = tmp_path / "secret", tmp_path / "passphrase"
+    secret.write_text("correct horse\n")
+    given = {"TRUSTLOG_PASSPHRASE_SECRET": str(secret), "TRUSTLOG_PASSPHRASE_FILE": str(copied)}
+    for machine in machines:
+        machine.environment |= given
+        machine.setup("replica", f"replica-{machine.number}:7100")
+    machines[0].setup("cluster", "3")
+    machine = machines[1]
+    own = machine.directory / "replica" / "members.toml"
+    own.write_text("format = 1\nlinks = []\n")
+    (machine.public / "cluster.members.toml").write_text("format = 1\n# another\nlinks = []\n")
+    machine.setup("replica", "replica-1:7100")
+    assert own.read_text() == "format = 1\nlinks = []\n"
+    own.unlink()
+    machine.setup("await")
+    assert not own.exists(), "it is a member without one"
 
 
 def test_who_ran_does_not_wait(shown):

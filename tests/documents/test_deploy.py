@@ -47,7 +47,12 @@ def test_the_images_locks_are_the_projects(name):
 def test_the_chart_has_the_projects_version():
     version = PROJECT["project"]["version"]
     lines = (CHART / "Chart.yaml").read_text().splitlines()
-    assert {f"version: {version}", f'appVersion: "{version}"'} <= set(lines)
+    assert f'appVersion: "{version}"' in lines
+    # A mended chart of the same programs has a later patch of its own.
+    (own,) = [line.removeprefix("version: ") for line in lines if line.startswith("version: ")]
+    parts, projects = [[int(part) for part in text.split(".")] for text in (own, version)]
+    assert parts[:2] == projects[:2]
+    assert parts >= projects
 
 
 def test_the_image_is_built_of_what_it_copies():

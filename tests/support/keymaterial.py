@@ -5,8 +5,8 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
 
-from replica.cluster.home import load_settings
 from replica.cluster.keys import load_private_key
+from replica.cluster.replicatoml import load_settings
 from trustlog import open_log
 
 WORD = 12  # so many bytes of a key in a row are no accident

@@ -10,7 +10,8 @@ import pytest
 
 from replica.cli.main import cli, main
 from replica.cluster.clusterfile import load_cluster_file
-from replica.cluster.home import TrustedLogSettings, load_home, load_settings, read_log_public_key
+from replica.cluster.home import load_home, read_log_public_key
+from replica.cluster.replicatoml import TrustedLogSettings, load_settings
 from tests.trustlog.service.support import Service, public_folder
 from trustlog import BackendKind, open_log
 

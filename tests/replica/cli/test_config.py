@@ -1,14 +1,17 @@
 """Where settings come from: options over TRUSTLOG_* variables over replica.toml over the defaults."""
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from replica.cli.main import main
 from replica.cluster.environment import VARIABLES, settings_of, unknown_variables
-from replica.cluster.home import HomeError, Settings, load_home
+from replica.cluster.home import load_home
 from replica.cluster.provision import init_cluster
+from replica.cluster.replicatoml import HomeError, Settings
 from replica.cluster.strict_toml import ConfigError
 
 
@@ -117,6 +120,26 @@ def test_a_misspelt_variable_is_an_error_and_somebody_elses_a_note(folder, call,
     assert unknown_variables({"TRUSTLOG_PORT": "x", "HOME": "y"}) == {"TRUSTLOG_PORT": ""}
     # Of the container's own scripts, and no misspelling of TRUSTLOG_LOG_FORMAT.
     assert unknown_variables({"TRUSTLOG_LOG_SOCKET": "/run/log.sock"}) == {"TRUSTLOG_LOG_SOCKET": ""}
+
+
+def test_the_containers_own_variables_are_no_misspelling_of_a_setting(folder, call, monkeypatch):
+    script = (Path(__file__).parents[3] / "deploy" / "docker" / "setup").read_text()
+    names = set(re.findall(r"TRUSTLOG_[A-Z_]+", script))
+    assert {"TRUSTLOG_PASSPHRASE_FILE", "TRUSTLOG_PASSPHRASE_SECRET", "TRUSTLOG_FOLDER"} <= names
+    assert not any(unknown_variables(dict.fromkeys(names, "x")).values())
+    for name in names:
+        monkeypatch.setenv(name, "/x")
+    assert call("config", "check", folder)[0] == 0
+
+
+def test_who_is_no_member_is_told_apart_from_what_is_wrong(folder, call, tmp_path):
+    """The containers' script waits for the one, and for nothing else takes a list of members."""
+    init_cluster(tmp_path / "other", base_port=0)
+    (tmp_path / "other" / "cluster.toml").replace(folder.parent / "cluster.toml")
+    code, data, _ = call("config", "check", folder)
+    assert (code, data["error"]["code"], "SHA-256" in data["error"]["message"]) == (1, "no-member", True)
+    write(folder, "retain_mb = 3\n")
+    assert call("config", "check", folder)[0] == 2
 
 
 def test_a_misspelt_key_is_an_error_with_the_nearest_name(folder, call):

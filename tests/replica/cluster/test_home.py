@@ -7,15 +7,9 @@ from pathlib import Path
 import pytest
 
 import trustlog
-from replica.cluster.home import (
-    HomeError,
-    Settings,
-    TrustedLogSettings,
-    dump_settings,
-    load_home,
-    load_settings,
-)
+from replica.cluster.home import load_home
 from replica.cluster.keys import certificate_pem, generate_private_key, make_certificate
+from replica.cluster.replicatoml import HomeError, Settings, TrustedLogSettings, dump_settings, load_settings
 from tests.replica.cluster.support import make_cluster, replace_once
 from trustlog import BackendKind
 

@@ -8,11 +8,12 @@ import stat
 import pytest
 
 from replica.cluster import keys, passphrase
-from replica.cluster.home import HomeError, load_any_home, load_home, unlocked
+from replica.cluster.home import load_any_home, load_home, unlocked
 from replica.cluster.keys import LockedKeyError, is_encrypted, load_private_key, public_bytes
 from replica.cluster.passphrase import PassphraseSource, change_passphrases, read_passphrase_file
 from replica.cluster.pbft import PBFT
 from replica.cluster.provision import ProvisionError, init_cluster, keygen, make_client
+from replica.cluster.replicatoml import HomeError
 from replica.cluster.strict_toml import ConfigError
 from replica.wire.tls import client_context, server_context
 

@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 
 from replica.cluster.clusterfile import ClusterFileError, load_any_cluster_file, load_cluster_file
-from replica.cluster.home import HomeError, load_any_home, load_home
+from replica.cluster.home import load_any_home, load_home
 from replica.cluster.identities import members_of
 from replica.cluster.pbft import LIMITS, NO_LOGS, PBFT, PbftGenesis, pbft_member
 from replica.cluster.provision import ProvisionError, assemble, init_cluster
+from replica.cluster.replicatoml import HomeError
 from replica.core.genesis import Limits, Member, Ordering
 
 FOUNDING = "\n".join(

@@ -1,12 +1,14 @@
 """Another TLS key and certificate beside a log that stays: which pair is worked with, after any crash."""
 
 import dataclasses
+import os
 import shutil
 
 import pytest
 
+from replica.cluster import passphrase as passphrases
 from replica.cluster.clusterfile import dump_cluster_file, load_cluster_file
-from replica.cluster.home import HomeError, load_home, unlocked
+from replica.cluster.home import load_home, unlocked
 from replica.cluster.keys import (
     certificate_pem,
     certificate_public_key,
@@ -18,6 +20,7 @@ from replica.cluster.keys import (
 from replica.cluster.passphrase import PassphraseSource, change_passphrases, only_one
 from replica.cluster.provision import load_public_part, renew_certificate
 from replica.cluster.renewal import make_next_pair, settle
+from replica.cluster.replicatoml import HomeError
 from replica.cluster.strict_toml import ConfigError
 from replica.wire.tls import server_context
 from tests.replica.cluster.support import make_cluster
@@ -166,3 +169,38 @@ def test_a_failed_write_is_said(folder):
         renew_certificate(home)
     (folder / "renewal.public.toml").rmdir()
     assert not renew_certificate(home)[2]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act for another user")
+def test_what_root_makes_is_the_replicas_own(folder):
+    """Whoever runs the replica must be able to read it, at once and after every later change."""
+    owner = (65534, 65533)
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, *owner)
+    renew_certificate(load_home(folder))
+    der = renew_certificate(load_home(folder))[1].place.certificate_der
+    assert names(folder) == ["renewal.public.toml", "tls.crt", "tls.key", "tls.next.crt", "tls.next.key"]
+    change_passphrases([folder / "tls.next.key"], PassphraseSource(), WORDS)
+    put_in_force(folder, der)
+    settle(load_home(folder))
+    assert {(one.lstat().st_uid, one.lstat().st_gid) for one in folder.rglob("*")} == {owner}
+
+
+def test_a_pair_is_not_settled_while_its_passphrase_is_changed(folder, monkeypatch):
+    """Or the old key's file, which was opened before, would take the new key's place."""
+    der = renew_certificate(load_home(folder))[1].place.certificate_der
+    present = load_home(folder)
+    put_in_force(folder, der)
+    settled, exchange = [], passphrases._exchange
+
+    def over_just_now(*arguments):
+        settled.append(settle(load_home(folder)) if not settled else None)
+        exchange(*arguments)
+
+    monkeypatch.setattr(passphrases, "_exchange", over_just_now)
+    change_passphrases([present.key_path, present.next_key_path], PassphraseSource(), WORDS)
+    assert settled[0].is_renewed
+    works_with(folder, der, WORDS)
+    assert not settle(load_home(folder)).is_renewed
+    assert names(folder) == ["tls.crt", "tls.key"]
+    works_with(folder, der, WORDS)

@@ -12,8 +12,9 @@ from contextlib import closing
 import pytest
 
 from replica.cluster.clusterfile import load_cluster_file
-from replica.cluster.home import TrustedLogSettings, load_home, load_settings
+from replica.cluster.home import load_home
 from replica.cluster.provision import ProvisionError, TpmPlace, assemble, keygen, load_public_part, public_file_name
+from replica.cluster.replicatoml import TrustedLogSettings, load_settings
 from replica.cluster.strict_toml import ConfigError
 from replica.shell.atrest import CLEAR
 from replica.shell.opening import open_trusted_log, payload_seal

@@ -8,7 +8,7 @@ import resource
 import pytest
 
 from replica.cluster.home import load_home
-from replica.cluster.provision import init_cluster
+from replica.cluster.provision import init_cluster, renew_certificate
 from replica.operations import doctor_folder
 from replica.operations.asking import Answer, Outcome
 from replica.operations.doctor_network import examine_peer
@@ -122,6 +122,30 @@ def test_certificates_by_the_clock(home):
     soon = dt.datetime(9999, 12, 20, tzinfo=dt.UTC)
     assert {one.severity for one in doctor_folder.certificates(home.cluster, soon)} == {Severity.WARNING}
     assert {one.severity for one in at(1960)} == {Severity.PROBLEM}
+
+
+def problems(home):
+    now = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+    return [one for one in doctor_folder.examine_folder(home.path, now)[0] if one.severity is Severity.PROBLEM]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_files_of_another_user_than_the_folders(home):
+    log_names = {"log/log.state", "log/seal.key"}
+    before = {one.subject for one in problems(home)}
+    for name in ("tls.crt", *log_names):
+        os.chown(home.path / name, 65534, -1)
+    found = [one for one in problems(home) if one.subject not in before]
+    assert {one.text.partition(":")[0] for one in found} == {"tls.crt", "log.state, seal.key"}
+    assert all("of another user (65534) than" in one.text and "chown -R 0 " in one.remedy for one in found)
+
+
+def test_a_waiting_certificate_that_is_of_no_use(home):
+    renew_certificate(home)
+    (home.path / "tls.next.key").write_text("half a key")
+    (found,) = [one for one in problems(home) if one.check == "certificate"]
+    assert found.subject == str(home.path / "tls.next.crt")
+    assert "tls.next.key: not a private key in PEM" in found.text
 
 
 # Reports are what somebody else says
