@@ -1,15 +1,19 @@
 """The chart is rendered and checked, the image's files are linted: `make test-chart`. No cluster is asked."""
 
+import itertools
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support.chart import CHART, helm, render
+from tests.support.chart import CHART, RELEASE, helm, render
 
 kubernetes_validate = pytest.importorskip("kubernetes_validate")
 DOCKER = CHART.parents[1] / "docker"
+PAGE = (CHART.parents[1] / "README.md").read_text()
 VERSIONS = ("1.29", "1.33")
 VALUES = {
     "default": {},
@@ -194,6 +198,49 @@ def test_the_commands_exist():
             asked = [sys.executable, "-m", "replica.cli.main", verb, "--help"]
             help_text = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=60).stdout
             assert all(word in help_text for word in rest if word.startswith("--"))
+
+
+def page_settings(line: str) -> tuple[dict, list[str]]:
+    """The values that a line of the page gives to helm, and what of them must be found in the objects."""
+    words, values, given = shlex.split(line), {}, []
+    for option, word in itertools.pairwise(words):
+        if option in {"--set", "--set-file"}:
+            path, _, value = word.partition("=")
+            *parents, last = path.split(".")
+            place = values
+            for parent in parents:
+                place = place.setdefault(parent, {})
+            place[last] = value if option == "--set" else f"content of {value}"
+            given.append(place[last])
+    return values, given
+
+
+def test_the_settings_of_the_pages_lines_are_the_charts():
+    lines = re.findall(r"^    (helm (?:install|upgrade) .*)$", PAGE, re.MULTILINE)
+    assert len(lines) == 5
+    for line in lines:
+        assert shlex.split(line)[2:4] == [RELEASE, "deploy/helm/trustlog"]
+        values, given = page_settings(line)
+        assert given
+        # Lists of members belong to a cluster that is there.
+        objects = str(render({"cluster": "x"} | values))
+        assert all(one in objects for one in given), line
+
+
+def test_the_names_in_the_pages_lines_are_the_charts():
+    lines = [line for line in re.findall(r"^    (.*)$", PAGE, re.MULTILINE) if "kubectl " in line]
+    objects = render({"passphrase": {"secret": "words"}})
+    name, spec = objects["StatefulSet"]["metadata"]["name"], objects["StatefulSet"]["spec"]
+    claims = {f"{one['metadata']['name']}-{name}-1" for one in spec["volumeClaimTemplates"]}
+    (pvc,) = [line for line in lines if " delete pvc " in line]
+    assert claims == set(pvc.split()[3:-1])
+    assert f"kubectl delete pod {name}-1" in lines
+    asked = {(pod, container) for line in lines for pod, container in re.findall(r" (\S+) -c (\S+)", line)}
+    assert asked == {(f"{name}-$n", "cluster"), (f"{name}-$n", "replica"), (f"{name}-1", "cluster")}
+    assert {container for _, container in asked} <= set(containers())
+    (secret,) = [line for line in lines if " create secret " in line]
+    (volume,) = [one for one in spec["template"]["spec"]["volumes"] if one["name"] == "secret"]
+    assert f"--from-file={volume['secret']['items'][0]['key']}=" in secret
 
 
 @pytest.mark.parametrize("command", [["hadolint", DOCKER / "Dockerfile"], ["shellcheck", DOCKER / "setup"]])

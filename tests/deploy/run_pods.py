@@ -80,6 +80,9 @@ class Pods:
         command = [word.replace("$(POD_NAME)", pod_name) for word in one["command"]]
         self._engine.docker("run", *(["--detach"] if detach else []), *options, IMAGE, *command, seconds=120)
 
+    def within(self, pod: int, container: str, *command: str) -> None:
+        self._engine.docker("exec", self.name(pod, container), *command)
+
     def probe(self, pod: int, container: str, kind: str) -> None:
         command = self._containers[container][kind]["exec"]["command"]
         name = self.name(pod, container)
@@ -143,6 +146,17 @@ def command_line(line: str, cwd: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def encrypt_as_the_page_says(pods: Pods) -> None:
+    """Keys that are in the clear get the Secret's passphrase, in replicas that run."""
+    (line,) = page_lines("for n in 0 1 2; do kubectl exec ")
+    command = shlex.split(line.partition(" -- ")[2].removesuffix("; done"))
+    for pod in range(pods.count):
+        key = pods.volume(pod, "data") / "replica" / "tls.key"
+        for words, is_encrypted in (([*command[:4], "--remove"], False), (command, True)):
+            pods.within(pod, "replica", *words)
+            assert ("ENCRYPTED" in key.read_text()) == is_encrypted
+
+
 def test_the_notes_of_the_chart_lead_to_a_cluster(tmp_path):
     """Keys made in the pods, public files from their logs, the cluster file back by the values; and a pod that is replaced."""
     with Engine() as engine:
@@ -178,6 +192,7 @@ def test_the_notes_of_the_chart_lead_to_a_cluster(tmp_path):
             return engine.docker("run", *options, IMAGE, "trustlog-client", "-c", "/c", *words).stdout.strip()
 
         assert client("incr", "visits") == "1"
+        encrypt_as_the_page_says(pods)
         for pod in range(pods.count):
             pods.delete(pod)
             assert client("incr", "visits") == str(pod + 2), "the others go on"

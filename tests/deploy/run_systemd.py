@@ -49,10 +49,12 @@ class Machine:
         return self.shell(f"systemctl show --value -p {name} {unit}@replica-{self.number}").strip()
 
 
-def page_lines(number: int) -> list[str]:
-    """The page's lines for this machine, in the state in which a reader types them."""
-    text = PAGE.read_text().split("## When something ends")[0]
-    lines = re.findall(r"^    ((?:useradd|install|cp|export|setpriv|systemctl|until)\b.*)$", text, re.MULTILINE)
+def page_lines(number: int, section: str = "") -> list[str]:
+    """The lines of a section, or of what comes before them, for this machine, in the state in which a reader types them."""
+    text = PAGE.read_text()
+    text = (text.split(f"\n## {section}\n")[1] if section else text).split("\n## ")[0]
+    lines = re.findall(r"^    (\S.*)$", text, re.MULTILINE)
+    assert lines, section
     mine = [
         line.replace("replica-0", f"replica-{number}").replace("--number 0", f"--number {number}") for line in lines
     ]
@@ -143,3 +145,15 @@ def test_they_end_when_they_are_asked(machines):
         machine.shell(f"systemctl stop trustlog-replica@replica-{machine.number} trustlog-log@replica-{machine.number}")
         assert machine.property("trustlog-replica", "Result") == "success"
         assert machine.property("trustlog-log", "ActiveState") in {"inactive", "failed"}
+
+
+def test_a_replica_is_given_the_tpm_and_no_log_of_the_service(machines):
+    """As the page says it for a log in a TPM; there is none in a container, so what systemd would do is asked for."""
+    machine = machines[-1]
+    machine.shell("set -e; cd /source\n" + "\n".join(page_lines(machine.number, "A log in a TPM")))
+    assert [machine.property("trustlog-replica", name) for name in ("PrivateDevices", "SupplementaryGroups")] == [
+        "no",
+        "tss",
+    ]
+    assert "/dev/tpmrm0 rw" in machine.property("trustlog-replica", "DeviceAllow").splitlines()
+    assert machine.property("trustlog-log", "LoadState") == "masked"

@@ -1,4 +1,4 @@
-"""What the documents say is run: README's commands and examples, the several-machines page, the demo."""
+"""What the documents say is run: README's commands and examples, the several-machines page."""
 
 import json
 import os
@@ -24,6 +24,7 @@ from replica.core.group import encode_group, encode_payloads
 from replica.core.state import BucketedMap
 from replica.shell.evidence import EvidenceFolder
 from tests.support.ports import free_port
+from tests.support.tools import required
 from tests.support.waiting import wait_for
 from trustlog import AttestedLog, BackendKind, LogState, entry_digest, open_log
 from trustlog.cli.documents import contradiction_document
@@ -70,6 +71,22 @@ def run(line: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def type_lines(lines: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Type lines into one shell, which ends at the first that fails; `.venv` there is the environment that runs this."""
+    if not (Path(sys.prefix) / "bin" / "activate").exists():
+        required("the tests run in no environment that could be activated")
+    (cwd / ".venv").symlink_to(sys.prefix)
+    return subprocess.run(
+        ["bash", "-exc", "\n".join(lines)],
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+
+
 def executed(cwd: Path, cluster: str, number: int) -> int:
     """How far a running replica has executed; 0 if it does not answer."""
     reported = json.loads(run(f"trustlog-client -c {cluster} status -o json", cwd).stdout)["replicas"][number]["report"]
@@ -109,16 +126,17 @@ def test_readme_cluster_and_application(tmp_path: Path) -> None:
     first, second = (line for line in lines if " dev " in line)
     (cwd / "votes.py").write_text(next(block for block in python_blocks("README.md") if "class Votes" in block))
     with Dev(first, cwd) as dev:
-        cluster = re.search(r"dev (\S+)", first)
-        assert cluster is not None
         # The gateway's lines are run by test_front_doors.
-        uses = [
-            line for line in lines if line.startswith("trustlog-client") and not {"-c", "gateway"} & set(line.split())
+        typed = [
+            line
+            for line in lines
+            if line.split()[0] in {"source", "export", "trustlog-client"} and not {"-c", "gateway"} & set(line.split())
         ]
-        assert len(uses) >= 5
-        for line in uses:
-            done = run(line, cwd, TRUSTLOG_CLUSTER=cluster[1])
-            assert done.returncode == 0, (line, done.stderr, dev.log.read_text()[-2000:])
+        assert len(typed) >= 9
+        done = type_lines(typed, cwd)
+        assert done.returncode == 0, (done.stderr, dev.log.read_text()[-2000:])
+        assert done.stdout.startswith("created\nhello")
+        assert 'put "greeting" "hello" gave replaced' in done.stdout
         example = next(block for block in python_blocks("README.md") if "Client.from_dir" in block)
         done = subprocess.run(
             [sys.executable, "-c", example],
@@ -310,20 +328,3 @@ def test_the_evidence_commands_of_the_replicas_page(tmp_path: Path) -> None:
         done = run(line, tmp_path)
         assert done.returncode == 0, (line, done.stderr)
         assert "57" in done.stdout
-
-
-@pytest.mark.timeout(180)
-def test_make_demo_as_a_user_would(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, ROOT / "deploy" / "demo" / "demo.py"],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=170,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "5932 records, all equal" in done.stdout
-    assert "verified" in done.stdout
-    assert "nothing lost" in done.stdout

@@ -6,6 +6,8 @@ engine, its containers, bridges or mounts is left, however a test ends.
 
 import contextlib
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -141,10 +143,13 @@ def build_context(directory: Path) -> Path:
     mark = wheels / "locks"
     if not mark.exists() or mark.read_text() != wanted:
         shutil.rmtree(wheels, ignore_errors=True)
-        download = [sys.executable, "-m", "pip", "download", "--quiet", "--require-hashes", "--dest", str(wheels)]
-        for name in LOCKS:
-            download += ["-r", str(locks / f"{name}.lock")]
-        done = subprocess.run(download, capture_output=True, text=True, timeout=600, check=False)
+        page = (locks / "wheelhouse" / "README.md").read_text()
+        (line,) = re.findall(r"^    python3 (-m pip download .*) -d deploy/docker/wheelhouse$", page, re.MULTILINE)
+        # As that page says it, for both images and to where they are kept.
+        words = [*shlex.split(line), "-r", "deploy/docker/tracing.lock", "--quiet", "-d", str(wheels)]
+        done = subprocess.run(
+            [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
+        )
         if done.returncode != 0:
             pytest.fail(f"the locked wheels cannot be fetched: {done.stderr[-1500:]}")
         mark.write_text(wanted)
