@@ -7,7 +7,7 @@ import pytest
 from tests.documents.ledger import Ledger, compare, compare_all, pages, shown_lines, unrun_tests
 
 # Kubernetes, and what would be fetched from elsewhere. Less is better; whoever needs more says so here.
-UNRUN = 19
+UNRUN = 20
 
 LEDGER = Ledger.read()
 PAGE = """\
