@@ -39,8 +39,9 @@ and compared by the client as opaque bytes between replicas.
 import hashlib
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import cast
 
 from replica.core.genesis import PUBLIC_KEY_SIZE, Limits
 from replica.core.layout import DIGEST_SIZE, U64, U64_MAX, LayoutError, Reader
@@ -128,6 +129,7 @@ class Envelope:
     raw: bytes
     client: bytes
     content: Operations | Open | Administer
+    _digest: bytes | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def signed(self) -> bytes:
@@ -140,8 +142,10 @@ class Envelope:
         return self.raw[-SIGNATURE_SIZE:]
 
     def digest(self) -> bytes:
-        """Return the SHA-256 of the envelope as received."""
-        return hashlib.sha256(self.raw).digest()
+        """Return the SHA-256 of the envelope as received; it is computed once, and asked for at every step."""
+        if self._digest is None:
+            object.__setattr__(self, "_digest", hashlib.sha256(self.raw).digest())
+        return cast("bytes", self._digest)
 
 
 def encode_operations(cluster_id: bytes, client: bytes, content: Operations) -> bytes:

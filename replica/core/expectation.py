@@ -253,7 +253,7 @@ def _done(batch: Batch, requests: RequestQueue, again: Sequence[int]) -> list[Do
     found: dict[bytes, Done] = {}
     for envelope, before in zip(batch.envelopes, again or [0] * len(batch.envelopes), strict=True):
         work = requests.work_of(envelope, before)
-        paid = requests.work_of(envelope, 0)
+        paid = requests.work_of(envelope, 0) if before else work
         done = Done(envelope, work, paid, requests.find(envelope))
         found.setdefault(envelope.digest(), done)
     return list(found.values())
