@@ -3,6 +3,7 @@
 import pytest
 
 from replica.apps import kv
+from replica.core import requests
 from replica.core.entries import (
     Checkpoint,
     Commit,
@@ -129,6 +130,15 @@ def test_no_proposal_beyond_the_window_is_waited_for(held):
     """A request that there is no room for does not make it hurry."""
     held.lone.core._known.ends = 1
     held.ask(2)
+    assert len(held.said()) == 1
+    assert held.lone.core.holds_back
+
+
+def test_nor_one_while_enough_is_under_way(held, monkeypatch: pytest.MonkeyPatch):
+    """What waits cannot be proposed yet, so the COMMIT has no company to hurry for."""
+    monkeypatch.setattr(requests, "UNDER_WAY_MAX", 0)
+    held.ask(2)
+    assert held.lone.core._known.requests.unproposed
     assert len(held.said()) == 1
     assert held.lone.core.holds_back
 

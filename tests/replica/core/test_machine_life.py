@@ -374,6 +374,20 @@ def test_an_executed_request_is_answered_at_once_with_the_same_bytes():
     assert len(cluster.history(0)) == 2
 
 
+def test_a_fresh_reply_goes_where_its_request_came_from():
+    cluster = Cluster(G)
+    client = opened(cluster, FakeClient(G))
+    envelope = client.operations(kv.incr(b"n"))
+    cluster.handle(0, RequestReceived(envelope, relayed=False, source="its connection"))
+    cluster.handle(1, RequestReceived(envelope, relayed=True, peer=2, source="a link"))
+    cluster.run()
+    sources = [cluster.of(number, Send)[-1].source for number in cluster.cores]
+    assert sources == ["its connection", None, None], (
+        "of what a replica handed over, or proposed, no connection is known"
+    )
+    assert not any(cluster.of(number, Send)[-1].again for number in cluster.cores)
+
+
 def test_a_reply_is_given_again_once_in_a_call_however_often_it_is_asked_for():
     cluster = Cluster(G)
     client = opened(cluster, FakeClient(G))

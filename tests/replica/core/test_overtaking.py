@@ -17,7 +17,13 @@ from replica.core.overtaking import SURELY_LATER
 from replica.core.patience import Patience
 from replica.core.requests import RequestQueue
 from tests.replica.core.harness import Cluster, FakeClient, make_core, make_genesis, opened
-from tests.replica.core.test_expectation import FIRST, Watched, impatient_of_nothing, overloaded
+from tests.replica.core.test_expectation import (
+    FIRST,
+    Watched,
+    impatient_of_nothing,
+    overloaded,
+    relayed_and_overtaken,
+)
 
 G = make_genesis()
 
@@ -226,22 +232,14 @@ def test_nor_soon_afterwards_but_then_it_does():
     oldest = watched.requests.find(watched.ask(0))
     assert oldest is not None
     watched.wait(FIRST)
-    for _ in range(3):
-        friends = watched.ask(1)
-        watched.wait(10)
-        watched.execute(friends)
+    relayed_and_overtaken(watched, 3)
     assert oldest.overtaken == 3
     watched.expectation.excuse(watched.now, watched.requests.work)
     assert oldest.overtaken == 0
-    friends = watched.ask(1)
-    watched.wait(10)
-    watched.execute(friends)
+    relayed_and_overtaken(watched, 1)
     assert oldest.overtaken == 0, "it may have been proposed before"
     watched.wait(FIRST)
-    for _ in range(OVERTAKEN_MAX):
-        friends = watched.ask(1)
-        watched.wait(10)
-        watched.execute(friends)
+    relayed_and_overtaken(watched, OVERTAKEN_MAX)
     assert watched.suspected is not None
 
 
@@ -255,10 +253,7 @@ def test_a_client_waits_for_what_it_paid_although_nothing_was_executed_for_it():
     oldest = watched.requests.find(watched.ask(0))
     assert oldest is not None
     watched.wait(FIRST)
-    for _ in range(OVERTAKEN_MAX):
-        friends = watched.ask(1)
-        watched.wait(10)
-        watched.execute(friends)
+    relayed_and_overtaken(watched, OVERTAKEN_MAX)
     assert (oldest.overtaken, watched.suspected) == (0, None)
 
 
