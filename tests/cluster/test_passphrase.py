@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -222,6 +223,23 @@ def test_a_development_cluster_with_a_passphrase(tmp_path, words):
         assert dev.wait(30) == 0
 
 
+def replace_under_load(cluster: Changing, public_file: Path, **variables: str) -> None:
+    """Kill replica 2, and replace it while clients work, until all are over."""
+
+    def replace():
+        cluster.kill(2)
+        done = program("replica", "member", "replace", cluster.directory, public_file, **variables)
+        assert done.returncode == 0, done.stderr
+        cluster.start(2)
+
+    @on_loop_for(120)
+    async def work():
+        await under_load(cluster, replace)
+        await cluster.until_all_are_over(1)
+
+    work()
+
+
 def test_members_change_with_an_encrypted_operators_key_and_replicas_keep_their_passphrase(tmp_path, words):
     """A replica that goes over to the next list of members makes its TLS contexts anew, and asks nobody."""
     variable = {"TRUSTLOG_PASSPHRASE_FILE": str(words)}
@@ -236,18 +254,7 @@ def test_members_change_with_an_encrypted_operators_key_and_replicas_keep_their_
         assert locked.returncode == 2
         assert "operator/client.key: this private key is encrypted" in locked.stderr
 
-        def replace():
-            cluster.kill(2)
-            done = program("replica", "member", "replace", tmp_path / "c", public_file, **variable)
-            assert done.returncode == 0, done.stderr
-            cluster.start(2)
-
-        @on_loop_for(120)
-        async def work():
-            await under_load(cluster, replace)
-            await cluster.until_all_are_over(1)
-
-        work()
+        replace_under_load(cluster, public_file, **variable)
 
 
 def test_keys_that_are_encrypted_while_replicas_run_are_no_matter_when_members_change(tmp_path, words):
@@ -259,17 +266,7 @@ def test_keys_that_are_encrypted_while_replicas_run_are_no_matter_when_members_c
             assert done.returncode == 0, done.stderr
         public_file = cluster.make(2, "new-2")
 
-        def replace():
-            cluster.kill(2)
-            cluster.member("replace", tmp_path / "c", public_file)
-            cluster.start(2)
-
-        @on_loop_for(120)
-        async def work():
-            await under_load(cluster, replace)
-            await cluster.until_all_are_over(1)
-
-        work()
+        replace_under_load(cluster, public_file)
         assert cluster.kill(1, signal.SIGTERM) == 0
         locked = program("replica", "run", cluster.folder(1))
         assert (locked.returncode, "this private key is encrypted" in locked.stderr) == (2, True)

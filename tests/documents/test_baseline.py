@@ -3,13 +3,11 @@
 import json
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.documents.test_commands import ROOT, Dev, environment, run
+from tests.documents.test_commands import ROOT, Dev, run, run_python
 
 PAGE = ROOT / "replica" / "pbft" / "README.md"
 
@@ -28,14 +26,6 @@ def test_the_commands_of_the_page(tmp_path: Path) -> None:
     assert len(list((tmp_path / "pbft-cluster").glob("replica-*/signing.key"))) == 4
     program, *words = shlex.split(f"{bench} --runs 1 --seconds 0.2 --concurrency 5 -o json")
     assert program == "python"
-    done = subprocess.run(
-        [sys.executable, *words],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = run_python(words, tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["cluster"]["ordering"] == "pbft"

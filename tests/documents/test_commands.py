@@ -87,6 +87,19 @@ def type_lines(lines: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+def run_python(words: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    """`python` as a page types it, by this interpreter."""
+    return subprocess.run(
+        [sys.executable, *words],
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+
+
 def executed(cwd: Path, cluster: str, number: int) -> int:
     """How far a running replica has executed; 0 if it does not answer."""
     reported = json.loads(run(f"trustlog-client -c {cluster} status -o json", cwd).stdout)["replicas"][number]["report"]
@@ -138,15 +151,7 @@ def test_readme_cluster_and_application(tmp_path: Path) -> None:
         assert done.stdout.startswith("created\nhello")
         assert 'put "greeting" "hello" gave replaced' in done.stdout
         example = next(block for block in python_blocks("README.md") if "Client.from_dir" in block)
-        done = subprocess.run(
-            [sys.executable, "-c", example],
-            cwd=cwd,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        done = run_python(["-c", example], cwd)
         assert (done.returncode, done.stdout) == (0, "b'hello'\n"), done.stderr
     assert dev.process.returncode == 0
     with Dev(second, cwd) as dev:

@@ -4,13 +4,12 @@ import json
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from client.gateway.server import TABLE
-from tests.documents.test_commands import as_process, commands, environment, python_blocks, run
+from tests.documents.test_commands import as_process, commands, environment, python_blocks, run, run_python
 from tests.support.cluster import Processes
 from tests.support.gateway import GatewayProcess
 from tests.support.ports import consecutive_ports
@@ -99,15 +98,7 @@ def test_the_python_of_the_clients_page(here):
     blocks = python_blocks("client/README.md")
     assert len(blocks) == 3
     for block in blocks:
-        done = subprocess.run(
-            [sys.executable, "-c", block],
-            cwd=here,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        done = run_python(["-c", block], here)
         assert done.returncode == 0, done.stderr
         assert "b'hello'" in done.stdout or "b'user/1' b'ann'" in done.stdout or "True [" in done.stdout
 
