@@ -235,7 +235,7 @@ def test_the_names_in_the_pages_lines_are_the_charts():
     (pvc,) = [line for line in lines if " delete pvc " in line]
     assert claims == set(pvc.split()[3:-1])
     assert f"kubectl delete pod {name}-1" in lines
-    asked = {(pod, container) for line in lines for pod, container in re.findall(r" (\S+) -c (\S+)", line)}
+    asked = {(pod, container) for line in lines for pod, container in re.findall(r" ([^\s:]+)(?::\S+)? -c (\S+)", line)}
     assert asked == {(f"{name}-$n", "cluster"), (f"{name}-$n", "replica"), (f"{name}-1", "cluster")}
     assert {container for _, container in asked} <= set(containers())
     (secret,) = [line for line in lines if " create secret " in line]
