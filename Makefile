@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 BENCH_VENV := .venv-bench
 BENCH_STAMP := $(BENCH_VENV)/.installed
 
-.PHONY: help install check format test test-long test-chart test-compose test-net test-systemd test-rolling cover kill demo bench bench-peers bench-trust bench-flood bench-state profile soak sim man lock clean
+.PHONY: help install check format test test-long test-chart test-compose test-net test-systemd test-rolling cover kill demo bench bench-peers bench-gateway bench-trust bench-flood bench-state profile soak sim man lock clean
 
 help: ## Show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1	\2/p' Makefile | expand -t 22
@@ -88,6 +88,9 @@ bench: $(STAMP) ## Measure a durable three-replica cluster on this machine (BENC
 
 bench-peers: $(BENCH_STAMP) ## Measure trustlog beside etcd, PySyncObj and Redis, as far as they are installed (PEERS=--help)
 	$(BENCH_VENV)/bin/python -m tests.bench.peers $(PEERS)
+
+bench-gateway: $(BENCH_STAMP) ## Measure the gateway with redis-benchmark, beside etcd and Redis itself (GATEWAY=--help)
+	$(BENCH_VENV)/bin/python -m tests.bench.gateway $(GATEWAY)
 
 bench-trust: $(BENCH_STAMP) ## Measure what each guarantee costs: log backends, durability, phases (TRUST=--help)
 	$(BENCH_VENV)/bin/python -m tests.bench.trust $(TRUST)

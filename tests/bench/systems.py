@@ -126,12 +126,17 @@ class Redis(System):
     def version(self) -> str:
         return first_line(["redis-server", "--version"]).partition(" sha=")[0].removeprefix("Redis server v=")
 
-    def start(self, folder, stack):
+    def server(self, folder: Path, stack: ExitStack) -> tuple[Program, int]:
+        """Start Redis alone; return it and its port."""
         (port,) = free_ports(1)
         command = ["redis-server", "--port", str(port), "--bind", HOST, "--dir", str(folder), "--save", ""]
         command += ["--appendonly", "yes", "--appendfsync", "always"]
         server = run(stack, "redis", command, folder)
         wait_for(lambda: answers_at(port), "Redis", [server])
+        return server, port
+
+    def start(self, folder, stack):
+        server, port = self.server(folder, stack)
         return generator(stack, "redis", f"{HOST}:{port}", folder), {server.name: server.pid}
 
 
