@@ -34,7 +34,11 @@ _PLACE = struct.Struct(">32sQ")
 
 def put(state: BucketedMap, key: bytes, value: bytes) -> None:
     """Set a key, which ends its version; OperationError, and nothing is changed, if its bucket of the state is full."""
-    put_all(state, [(key, value)])
+    try:
+        state.put(key, value)
+    except ValueError as error:
+        raise OperationError(str(error)) from error
+    _end(state, key)
 
 
 def put_all(state: BucketedMap, records: Sequence[tuple[bytes, bytes]]) -> None:

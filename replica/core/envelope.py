@@ -41,7 +41,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import cast
+from typing import NamedTuple, cast
 
 from replica.core.genesis import PUBLIC_KEY_SIZE, Limits
 from replica.core.layout import DIGEST_SIZE, U64, U64_MAX, LayoutError, Reader
@@ -228,9 +228,11 @@ def _decode_operations(raw: bytes, limits: Limits) -> Operations:
     return Operations(SessionId(slot, place), first, acknowledged, tuple(operations))
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """How one operation ended: status, the slot at which it was executed, and the result's bytes."""
+class Result(NamedTuple):
+    """How one operation ended: status, the slot at which it was executed, and the result's bytes.
+
+    A tuple, as there is one per operation: making one costs a third of what a frozen dataclass costs.
+    """
 
     status: Status
     slot: int

@@ -40,6 +40,9 @@ CHECKPOINT_TAG = b"trustlog/state\0\0"
 ERROR_TEXT_BYTES_MAX = 1000
 KEY_BYTES_SHOWN_MAX = 100  # of a key that a client may not use
 
+# Looking a member of an enumeration up takes as long as half of what else is done about a result.
+_OK = Status.OK
+
 # Not the operation's doing, and not the same on every replica: these stop the replica instead of being a result.
 _FATAL = (MemoryError, SystemError)
 
@@ -286,6 +289,7 @@ class Executor:
         session.acknowledge(content.acknowledged)
         end_of_window = session.acknowledged + self._limits.session_window
         budget = self._limits.group_bytes_max
+        restricted = self.clients.is_restricted(session.client)
         results = []
         for number, operation in enumerate(content.operations, content.first):
             result = answer(session, number, slot)
@@ -294,22 +298,23 @@ class Executor:
             elif number >= end_of_window:
                 result = Result(Status.OUT_OF_WINDOW, slot, b"")
             else:
-                result = self._execute_operation(operation, budget)
+                result = self._not_permitted(operation) if restricted else None
+                result = self._execute_operation(operation, budget) if result is None else result
+                self.operations += 1
                 session.keep(number, result)
             budget -= len(result.value)
             results.append(result)
         return results
 
     def _execute_operation(self, operation: bytes, budget: int) -> Result:
-        result = self._not_permitted(operation) or self._apply(operation)
-        if result.status == Status.OK and len(result.value) > budget:
+        result = self._apply(operation)
+        if result.status is _OK:
+            if len(result.value) <= budget:
+                self.state.commit()
+                return result
             # Kept like any result, so that a replay of the envelope does not execute later what is refused now.
             result = Result(Status.TOO_LARGE, self.slot, b"")
-        if result.status == Status.OK:
-            self.state.commit()
-        else:
-            self.state.rollback()
-        self.operations += 1
+        self.state.rollback()
         return result
 
     def _not_permitted(self, operation: bytes) -> Result | None:
@@ -346,7 +351,7 @@ class Executor:
             return Result(Status.ERROR, self.slot, b"the application did not return bytes")
         if len(value) > self._limits.result_bytes_max:
             return Result(Status.ERROR, self.slot, b"the result is too large")
-        return Result(Status.OK, self.slot, value)
+        return Result(_OK, self.slot, value)
 
 
 def _may_not(right: Right, key: bytes) -> bytes:

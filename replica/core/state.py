@@ -69,10 +69,10 @@ class BucketedMap:
         A million keys take a few seconds, and less if they come in order.
         """
         self._map: SortedDict = SortedDict(items)
-        # What the running operation found: key -> value before it.
-        self._undo: dict[bytes, bytes | None] = {}
-        # What was committed and is not yet digested.
-        self._touched: dict[bytes, None] = {}
+        # What the running operation found: key -> value before it, and the number of its bucket.
+        self._undo: dict[bytes, tuple[bytes | None, int]] = {}
+        # What was committed and is not yet digested: key -> the number of its bucket.
+        self._touched: dict[bytes, int] = {}
         # What was committed since the last take_changes(): key -> value, None if it is gone.
         self._changed: dict[bytes, bytes | None] = {}
         # Per bucket the parts of its content as they were digested: four per key, as `item_parts` makes them, values
@@ -86,8 +86,9 @@ class BucketedMap:
         self._sizes: dict[int, int] = {}
         filed: dict[int, list[bytes]] = {}
         for key, value in self._map.items():
-            self._weigh(key, None, value)
-            filed.setdefault(bucket_of(key), []).extend(item_parts(key, value))
+            number = bucket_of(key)
+            self._sizes[number] = self._sizes.get(number, 0) + _weight(key, value)
+            filed.setdefault(number, []).extend(item_parts(key, value))
         self._buckets = {number: tuple(parts) for number, parts in filed.items()}
         self._hash(self._buckets)
         self._hash_nodes()
@@ -130,29 +131,25 @@ class BucketedMap:
             raise ValueError(f"a key must have 1 to {KEY_BYTES_MAX} bytes, not {len(key)}")
         if len(value) > VALUE_BYTES_MAX:
             raise ValueError(f"a value must have at most {VALUE_BYTES_MAX} bytes, not {len(value)}")
-        number = bucket_of(key)
-        added = len(key) + len(value) + ITEM_OVERHEAD
-        if self._sizes.get(number, 0) + added > CONTENT_BYTES_MAX:
-            known = self._map.get(key)
-            kept = 0 if known is None else len(key) + len(known) + ITEM_OVERHEAD
-            if self._sizes.get(number, 0) - kept + added > CONTENT_BYTES_MAX:
-                raise ValueError(f"the keys that share a bucket with this one have {CONTENT_BYTES_MAX} bytes already")
-        self.put_unbounded(key, value)
+        number, old = bucket_of(key), self._map.get(key)
+        size = self._sizes.get(number, 0) + _weight(key, value) - _weight(key, old)
+        if size > CONTENT_BYTES_MAX:
+            raise ValueError(f"the keys that share a bucket with this one have {CONTENT_BYTES_MAX} bytes already")
+        self._set(key, number, old, value, size)
 
     def put_unbounded(self, key: bytes, value: bytes) -> None:
         """Set `key` without looking at sizes: for the platform's own records, whose keys are short."""
-        old = self._map.get(key)
-        self._undo.setdefault(key, old)
-        self._map[key] = value
-        self._weigh(key, old, value)
+        number, old = bucket_of(key), self._map.get(key)
+        self._set(key, number, old, value, self._sizes.get(number, 0) + _weight(key, value) - _weight(key, old))
 
     def delete(self, key: bytes) -> bool:
         """Remove `key`; say whether it was there."""
         old = self._map.pop(key, None)
         if old is None:
             return False
-        self._undo.setdefault(key, old)
-        self._weigh(key, old, None)
+        number = bucket_of(key)
+        self._undo.setdefault(key, (old, number))
+        self._sizes[number] -= _weight(key, old)
         return True
 
     def scan(
@@ -184,20 +181,24 @@ class BucketedMap:
 
     def commit(self) -> None:
         """Keep what the operation changed."""
-        for key in self._undo:
-            self._touched[key] = None
+        for key, (_, number) in self._undo.items():
+            self._touched[key] = number
             self._changed[key] = self._map.get(key)
         self._undo.clear()
 
     def rollback(self) -> None:
         """Take back what the operation changed."""
-        for key, value in self._undo.items():
-            self._weigh(key, self._map.get(key), value)
+        for key, (value, number) in self._undo.items():
+            self._sizes[number] += _weight(key, value) - _weight(key, self._map.get(key))
             if value is None:
                 self._map.pop(key, None)
             else:
                 self._map[key] = value
         self._undo.clear()
+
+    def undoable(self) -> list[tuple[bytes, bytes | None]]:
+        """Return the keys that the running operation wrote, each with its value before it, None if it had none."""
+        return [(key, value) for key, (value, _) in self._undo.items()]
 
     def root(self) -> bytes:
         """Return the 32-byte digest of the whole map, hashing only buckets touched since the last call.
@@ -269,20 +270,19 @@ class BucketedMap:
         if sizes != self._sizes:
             raise RuntimeError("invariant 4: a bucket of another size")
 
-    def _weigh(self, key: bytes, old: bytes | None, new: bytes | None) -> None:
-        """Take in that the value of `key` changes from `old` to `new`, None if there is none."""
-        number = bucket_of(key)
-        change = 0 if new is None else len(key) + len(new) + ITEM_OVERHEAD
-        change -= 0 if old is None else len(key) + len(old) + ITEM_OVERHEAD
-        self._sizes[number] = self._sizes.get(number, 0) + change
+    def _set(self, key: bytes, number: int, old: bytes | None, new: bytes, size: int) -> None:
+        """Set a key whose value was `old`, in the bucket `number`, whose content has `size` bytes then."""
+        if key not in self._undo:
+            self._undo[key] = (old, number)
+        self._map[key] = new
+        self._sizes[number] = size
 
     def _need_no_operation(self) -> None:
         if self._undo:
             raise RuntimeError("an operation is running: commit() or rollback() first")
 
-    def _file(self, key: bytes) -> int:
-        """Put `key` into its bucket as it is now, or take it out if it is gone; return the bucket's number."""
-        number = bucket_of(key)
+    def _file(self, key: bytes, number: int) -> None:
+        """Put `key` into its bucket as it is now, or take it out if it is gone."""
         parts = self._buckets.get(number, ())
         keys = keys_of(parts)
         place = bisect_left(keys, key)
@@ -295,17 +295,18 @@ class BucketedMap:
             self._buckets[number] = parts
         else:
             self._buckets.pop(number, None)
-        return number
 
     def _digest(self, keys_max: int) -> None:
         """Digest the buckets of up to so many touched keys, those touched first."""
         if keys_max >= len(self._touched):
-            keys, self._touched = self._touched, {}
+            touched, self._touched = self._touched, {}
         else:
-            keys = dict.fromkeys(islice(self._touched, keys_max))
-            for key in keys:
+            touched = dict(islice(self._touched.items(), keys_max))
+            for key in touched:
                 del self._touched[key]
-        self._hash({self._file(key) for key in keys})
+        for key, number in touched.items():
+            self._file(key, number)
+        self._hash(dict.fromkeys(touched.values()))
 
     def _hash(self, numbers: Iterable[int]) -> None:
         for number in numbers:
@@ -326,6 +327,11 @@ class BucketedMap:
             digests = self._bucket_digests[node] = bytearray(NODE_FANOUT * DIGEST_SIZE)
         digests[place * DIGEST_SIZE : (place + 1) * DIGEST_SIZE] = bucket_digest(self.bucket(number))
         self._stale_nodes.add(node)
+
+
+def _weight(key: bytes, value: bytes | None) -> int:
+    """Return what a key with this value adds to its bucket's content; nothing if there is no value."""
+    return 0 if value is None else len(key) + len(value) + ITEM_OVERHEAD
 
 
 def _above(prefix: bytes) -> bytes:

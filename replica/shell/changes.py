@@ -63,10 +63,8 @@ class Recorder:
         if self._written:
             self._settle()
         result = self.application.apply(operation, context)
-        # What the running operation would undo is what it wrote; looking costs reading operations nothing.
-        undo = context.state._undo  # noqa: SLF001
-        if undo:
-            self._written = list(undo.items())
+        self._written = context.state.undoable()
+        if self._written:
             self._state, self._slot = context.state, context.slot
         return result
 

@@ -63,6 +63,8 @@ RULES: tuple[tuple[str, str, frozenset[str]], ...] = tuple(
         (EXECUTE, "replica/core/execution.py", ""),
         (EXECUTE, "replica/core/state.py", ""),
         (EXECUTE, "replica/core/sessions.py", ""),
+        (EXECUTE, "replica/core/tree.py", ""),
+        (EXECUTE, "replica/core/frozen.py", ""),
         (EXECUTE, "replica/shell/changes.py", ""),
         (EXECUTE, "replica/apps/", ""),
         (ORDER, "replica/core/", ""),
