@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 BENCH_VENV := .venv-bench
 BENCH_STAMP := $(BENCH_VENV)/.installed
 
-.PHONY: help install check format test test-long test-chart test-compose test-net test-systemd test-rolling cover kill demo bench bench-peers bench-gateway bench-trust bench-flood bench-state profile soak sim man lock clean
+.PHONY: help install check format test test-long test-chart test-compose test-net test-systemd test-rolling cover kill demo bench bench-peers bench-gateway bench-trust bench-flood bench-members bench-gap bench-state profile soak sim man lock clean
 
 help: ## Show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1	\2/p' Makefile | expand -t 22
@@ -100,6 +100,12 @@ profile: $(BENCH_STAMP) ## Where a loaded replica's CPU time goes, by stage (PRO
 
 bench-flood: $(STAMP) ## Measure one client's latency beside another client's flood (FLOOD=--help)
 	$(BIN)/python -m tests.bench.flood $(FLOOD)
+
+bench-members: $(STAMP) ## Measure what an operation costs with 3, 5, 7 and 9 replicas (MEMBERS=--help)
+	$(BIN)/python -m tests.bench.members $(MEMBERS)
+
+bench-gap: $(STAMP) ## Measure how long nothing is answered when the primary is killed at full load (GAP=--help)
+	$(BIN)/python -m tests.bench.gap $(GAP)
 
 bench-state: $(STAMP) ## Measure checkpoints and transfers with 10 thousand and 1 million keys stored
 	$(BIN)/python -m tests.replica.core.state_bench
