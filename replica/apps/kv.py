@@ -49,7 +49,7 @@ from replica.core.layout import U32, LayoutError, Reader
 
 Listing = Callable[[bytes, Reader, Context, Budget], bytes]
 
-# As numbers: every operation is compared with them, and looking up a member of an enumeration takes longer than the rest.
+# As numbers: every operation is compared with them, and looking up a member of an enumeration costs more than that.
 _PUT, _GET, _DELETE = int(Code.PUT), int(Code.GET), int(Code.DELETE)
 
 # How a cluster file names this application.
