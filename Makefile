@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 BENCH_VENV := .venv-bench
 BENCH_STAMP := $(BENCH_VENV)/.installed
 
-.PHONY: help install check format test test-long test-chart test-compose test-net test-systemd test-rolling cover kill demo bench bench-peers bench-gateway bench-trust bench-flood bench-members bench-gap bench-state profile soak sim man lock clean
+.PHONY: help install check format test test-long test-chart test-compose test-net test-systemd test-rolling cover kill demo bench bench-peers bench-gateway bench-trust bench-flood bench-members bench-gap bench-chain bench-state profile soak sim man lock clean
 
 help: ## Show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1	\2/p' Makefile | expand -t 22
@@ -94,6 +94,9 @@ bench-gateway: $(BENCH_STAMP) ## Measure the gateway with redis-benchmark, besid
 
 bench-trust: $(BENCH_STAMP) ## Measure what each guarantee costs: log backends, durability, phases (TRUST=--help)
 	$(BENCH_VENV)/bin/python -m tests.bench.trust $(TRUST)
+
+bench-chain: $(BENCH_STAMP) ## Measure one operation at a time through the bare steps, without a protocol (CHAIN=--help)
+	$(BENCH_VENV)/bin/python -m tests.bench.chain $(CHAIN)
 
 profile: $(BENCH_STAMP) ## Where a loaded replica's CPU time goes, by stage (PROFILE=--help; as root, or with ptrace rights)
 	$(BENCH_VENV)/bin/python -m tests.bench.profiling $(PROFILE)

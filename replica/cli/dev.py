@@ -21,10 +21,11 @@ from typing import Any, Final
 import click
 
 from replica.cluster.clusterfile import CLUSTER_FILE_NAME, ClusterFile, load_any_cluster_file, log_kind_label
-from replica.cluster.home import STARTED_NAME
+from replica.cluster.home import SETTINGS_NAME, STARTED_NAME, load_any_home
 from replica.cluster.passphrase import PassphraseSource
 from replica.cluster.pbft import BASELINE, NO_LOGS
 from replica.cluster.provision import DEFAULT_APPLICATION, init_cluster, replica_folder_name
+from replica.cluster.strict_toml import ConfigError
 from replica.core.genesis import Ordering
 from trustlog import BackendKind
 from trustlog.cli.contract import SCHEMA_VERSION, CommandError, Exit, printable
@@ -179,7 +180,11 @@ def run_development_cluster(
         screen.banner(home, cluster, temporary=root is not None, http_base_port=http_base_port)
         children = [
             _replica_command(
-                home, place.number, as_json=as_json, http_base_port=http_base_port, passphrase_file=passphrase_file
+                member_folder(home, place.number),
+                place.number,
+                as_json=as_json,
+                http_base_port=http_base_port,
+                passphrase_file=passphrase_file,
             )
             for place in cluster.replicas
         ]
@@ -354,19 +359,33 @@ def _status(code: int) -> str:
         return f"was killed by signal {-code}"
 
 
+def member_folder(directory: Path, number: int) -> Path:
+    """Return the folder, directly in a cluster's directory, of the replica that has a number among today's members.
+
+    It has the name that `init` gives, unless another replica took its place. If none can be worked with it is that one:
+    then whoever starts it is told why.
+    """
+    first = directory / replica_folder_name(number)
+    others = sorted(path.parent for path in directory.glob(f"*/{SETTINGS_NAME}") if path.parent != first)
+    for folder in (first, *others):
+        with contextlib.suppress(ConfigError):
+            if load_any_home(folder).number == number:
+                return folder
+    return first
+
+
 def _replica_command(
-    directory: Path,
+    folder: Path,
     number: int,
     *,
     as_json: bool,
     http_base_port: int | None = None,
     passphrase_file: Path | None = None,
 ) -> ChildCommand:
-    label = replica_folder_name(number)
-    program = [sys.executable, "-m", "replica.cli.main", "run", str(directory / label)]
+    program = [sys.executable, "-m", "replica.cli.main", "run", str(folder)]
     http = () if http_base_port is None else ("--http", f"127.0.0.1:{http_base_port + number}")
     passphrase = () if passphrase_file is None else ("--passphrase-file", str(passphrase_file))
-    return ChildCommand(label, (*program, *http, *passphrase, "--log-format", "json" if as_json else "console"))
+    return ChildCommand(folder.name, (*program, *http, *passphrase, "--log-format", "json" if as_json else "console"))
 
 
 def _client_program() -> str:

@@ -13,7 +13,7 @@ from replica.cluster.clusterfile import CLUSTER_FILE_NAME
 from replica.cluster.home import NEXT_KEY_NAME, SIGNING_KEY_NAME, TLS_KEY_NAME, load_home, unlocked
 from replica.cluster.keys import CLIENT_KEY_NAME
 from replica.cluster.passphrase import PassphraseSource, change_passphrases, new_passphrase
-from replica.cluster.provision import CLIENT_NAME, OPERATOR_NAME, renew_certificate
+from replica.cluster.provision import renew_certificate
 from replica.cluster.strict_toml import ConfigError
 from trustlog.cli.contract import Output, example, key_values, output_option
 from trustlog.cli.passphrases import ask_new, asker, new_passphrase_options, passphrase_option, show_changed
@@ -47,6 +47,8 @@ def passphrase_command(
     *, place: Path, passphrase_file: Path | None, new_file: Path | None, remove: bool, output: Output
 ) -> None:
     """Encrypt the private keys in DIR with a new passphrase: a replica's folder, a client's, or a cluster's directory.
+
+    Of a cluster's directory, the keys in all folders directly in it, replicas', clients' and the operator's.
 
     The old passphrase is wanted if there is one. Each file is exchanged at once; if the command is interrupted, run it
     again. The log's own key has no passphrase: see SECURITY.md. A running replica goes on, and wants the new passphrase
@@ -97,6 +99,7 @@ def renew_command(*, folder: Path, passphrase_file: Path | None, output: Output)
 def _key_files(place: Path) -> Iterator[Path]:
     folders = [place]
     if (place / CLUSTER_FILE_NAME).exists():
-        folders += [*sorted(place.glob("replica-*")), place / CLIENT_NAME, place / OPERATOR_NAME]
+        # Whatever they are called: a replica that took another's place, and a further client, have names of their own.
+        folders += sorted(path for path in place.iterdir() if path.is_dir())
     for folder in folders:
         yield from (folder / name for name in _NAMES if (folder / name).exists())

@@ -40,7 +40,7 @@ from replica.cluster.strict_toml import ConfigError
 from replica.core.genesis import MIB
 from replica.operations.findings import Finding, fine, problem, warning
 from replica.shell.evidence import EvidenceFolder
-from replica.shell.sqlitefile import damaged_files
+from replica.shell.sqlitefile import READ_ERRORS, damaged_files, words_of
 from trustlog import BackendKind
 
 EXPIRES_SOON: Final = dt.timedelta(days=30)
@@ -265,8 +265,8 @@ def _structure(path: Path, home: ReplicaHome) -> str:
             db.text_factory = bytes
             found = db.execute("pragma quick_check(3)").fetchall()
             claims = dict(db.execute("select key, value from meta").fetchall())
-    except sqlite3.Error as error:
-        return f"cannot be read: {error}"
+    except READ_ERRORS as error:
+        return f"cannot be read: {words_of(error)}"
     texts = [bytes(row[0]).decode(errors="replace") for row in found]
     if texts != ["ok"]:
         return f"is damaged: {'; '.join(texts)}"

@@ -35,6 +35,7 @@ from replica.cluster.provision import CLIENT_NAME, OPERATOR_NAME
 from replica.core.genesis import MIB
 from replica.operations.findings import Finding
 from replica.shell.evidence import EvidenceFolder
+from replica.shell.sqlitefile import READ_ERRORS, words_of
 
 # Of each log file that is named, the end.
 LOG_BYTES_MAX: Final = 4 * MIB
@@ -164,8 +165,8 @@ def _databases(home: ReplicaHome) -> dict[str, Any]:
         try:
             with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
                 found[path.name] = {name: db.execute(query).fetchall() for name, query in asked.items()}
-        except sqlite3.Error as error:
-            found[path.name] = {"error": str(error)}
+        except READ_ERRORS as error:
+            found[path.name] = {"error": words_of(error)}
     evidence = EvidenceFolder(home.evidence_path).files()
     return {**found, "evidence": [file.name for file in evidence]}
 

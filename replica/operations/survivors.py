@@ -30,7 +30,7 @@ from replica.shell.atrest import CLEAR, Clear
 from replica.shell.opening import open_trusted_log, payload_seal
 from replica.shell.outbox import settle_last_group
 from replica.shell.recovery import Replay, drop_former_logs, load_snapshot, open_store
-from replica.shell.sqlitefile import StoreError
+from replica.shell.sqlitefile import READ_ERRORS, StoreError
 from replica.shell.statestore import StateStore
 from replica.shell.store import Store
 from replica.shell.verify import EnvelopeVerifier, GroupVerifier
@@ -220,7 +220,7 @@ def _is_unsettled(store: Path, number: int) -> bool:
     try:
         with closing(sqlite3.connect(store)) as db:
             found = db.execute(f"select 1 from groups where {unattested}", (number,)).fetchone()  # noqa: S608 - no input
-    except sqlite3.Error:
+    except READ_ERRORS:
         return False  # damaged: that is said when it is read
     return found is not None
 

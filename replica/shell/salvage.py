@@ -16,7 +16,7 @@ from typing import Any
 
 from replica.cluster.writing import sync_directory
 from replica.shell.atrest import CLEAR, Clear
-from replica.shell.sqlitefile import StoreError, damaged_files, finish_replacement
+from replica.shell.sqlitefile import READ_ERRORS, StoreError, damaged_files, finish_replacement
 from replica.shell.store import Store, StoredGroup, is_group_row, unsealed_row
 
 # Rows asked for at once, as long as nothing is damaged, and written at once.
@@ -99,7 +99,7 @@ def salvage(path: Path, cluster_id: bytes, number: int, seal: Clear = CLEAR) -> 
 
 def _check_owner(db: sqlite3.Connection, path: Path, cluster_id: bytes, number: int) -> None:
     """Refuse another replica's file. One that cannot say whose it is may be salvaged: its groups are verified."""
-    with suppress(sqlite3.Error):
+    with suppress(*READ_ERRORS):
         held = dict(db.execute("select cast(key as blob), value from meta").fetchall())
         if held.get(b"cluster_id", cluster_id) != cluster_id or held.get(b"number") not in {None, b"%d" % number}:
             raise StoreError(f"{path}: belongs to another replica or cluster: put the right file in its place")
@@ -157,7 +157,7 @@ class _Damaged:
     def _readable(self, selects: tuple[str, ...]) -> Iterator[Row]:
         """Yield what each of these yields, up to where it meets damage."""
         for select in selects:
-            with suppress(sqlite3.Error):
+            with suppress(*READ_ERRORS):
                 yield from self.db.execute(select)
 
     def _rows(self, select: str, known: set[int]) -> Iterator[Row]:
@@ -167,7 +167,7 @@ class _Damaged:
             end = min(start + ROWS_AT_ONCE - 1, highest)
             try:
                 yield from self.db.execute(select, (start, end)).fetchall()
-            except sqlite3.Error:
+            except READ_ERRORS:
                 for one in range(start, end + 1):
-                    with suppress(sqlite3.Error):
+                    with suppress(*READ_ERRORS):
                         yield from self.db.execute(select, (one, one)).fetchall()

@@ -35,6 +35,8 @@ _DAMAGE = frozenset(
 # A sector that the disk cannot read is lost like one that has rotted. Failed writes are another matter.
 _UNREADABLE = frozenset({sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ})
 _PRIMARY_CODE = 0xFF
+# What reading a damaged file may raise: on some broken pages SQLite says that it has no memory, though none is spent.
+READ_ERRORS = (sqlite3.Error, MemoryError)
 _META = "create table if not exists meta (key text primary key, value blob not null) without rowid;"
 
 
@@ -96,10 +98,17 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
-def is_damage(error: sqlite3.Error) -> bool:
-    """Say whether SQLite found the file damaged or unreadable, and not, for instance, the disk full."""
+def is_damage(error: Exception) -> bool:
+    """Say, of one of READ_ERRORS, whether the file is damaged or unreadable, and not, for instance, the disk full."""
+    if isinstance(error, MemoryError):
+        return True
     code = getattr(error, "sqlite_errorcode", None)
     return code is not None and (code & _PRIMARY_CODE in _DAMAGE or code in _UNREADABLE)
+
+
+def words_of(error: Exception) -> str:
+    """Return what one of READ_ERRORS says; a MemoryError says nothing itself."""
+    return str(error) or "SQLite cannot make sense of a page"
 
 
 def set_aside(path: Path) -> Path:

@@ -20,6 +20,7 @@ from replica.core.group import encode_payloads
 from replica.core.layout import U16
 from replica.shell.atrest import CLEAR, GROUP, Clear, UnsealError
 from replica.shell.sqlitefile import (
+    READ_ERRORS,
     StoreError,
     claim,
     finish_replacement,
@@ -27,6 +28,7 @@ from replica.shell.sqlitefile import (
     open_file,
     transaction,
     wal_bytes,
+    words_of,
 )
 from trustlog import APPEND_SIZE
 
@@ -162,8 +164,8 @@ class Store:
         """
         try:
             found = self._db.execute(_SELECT, (log, first, rows_max)).fetchall()
-        except sqlite3.Error as error:
-            text = f"{self.path}: cannot read log {log} from {first} on: {error}; {RESTORE}"
+        except READ_ERRORS as error:
+            text = f"{self.path}: cannot read log {log} from {first} on: {words_of(error)}; {RESTORE}"
             if not is_damage(error):
                 raise StoreError(text) from error
             if rows_max > 1:
@@ -284,8 +286,8 @@ class Store:
         """
         try:
             found = self._db.execute(f"pragma quick_check({PROBLEMS_MAX})").fetchall()
-        except sqlite3.Error as error:
-            return [str(error)]
+        except READ_ERRORS as error:
+            return [words_of(error)]
         texts = [bytes(row[0]).decode(errors="replace") for row in found]
         return [] if texts == ["ok"] else texts
 
@@ -302,10 +304,12 @@ class Store:
         """Turn SQLite's errors into StoreDamagedError or StoreError."""
         try:
             yield
-        except sqlite3.Error as error:
+        except READ_ERRORS as error:
             if is_damage(error):
-                raise StoreDamagedError(f"{self.path}: the file is damaged: {error}; {RESTORE}") from error
-            raise StoreError(f"{self.path}: {error}; see whether the disk is full or its folder writable") from error
+                raise StoreDamagedError(f"{self.path}: the file is damaged: {words_of(error)}; {RESTORE}") from error
+            raise StoreError(
+                f"{self.path}: {words_of(error)}; see whether the disk is full or its folder writable"
+            ) from error
 
     def _check_totals(self) -> None:
         """Count anew if the totals cannot be right: the file is older than they are, or damaged."""

@@ -52,6 +52,10 @@ class Program:
         self.check()
         self._process.stdin.write(json.dumps(question) + "\n")
         self._process.stdin.flush()
+        return json.loads(self.line(seconds))
+
+    def line(self, seconds: float = ANSWER_S) -> str:
+        """Return the next line that it prints, without its end."""
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
             if not selector.select(seconds):
@@ -60,7 +64,7 @@ class Program:
         if not line:
             self._process.wait(STOP_S)
             self.check()
-        return json.loads(line)
+        return line.rstrip("\n")
 
     def stop(self) -> None:
         """End it, gently first."""

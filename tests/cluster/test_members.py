@@ -15,6 +15,7 @@ import pytest
 from client import Client
 from client.receipts import verify
 from client.watch import WatchGone
+from replica.cli.dev import member_folder
 from replica.cluster.clusterfile import load_cluster_file
 from replica.cluster.keys import load_client_key
 from replica.cluster.memberlists import encode_place, load_present_cluster, members_path, read_links, seat_of
@@ -331,6 +332,9 @@ def test_all_killed_while_they_go_over(tmp_path):
 
         try:
             use()
+            # So `dev` starts the members of today, and not who was replaced and whose folder is still there.
+            members = [member_folder(cluster.directory, number).name for number in range(3)]
+            assert members == ["replica-0", "replica-1", "new-2"]
         finally:
             child.kill()
             child.wait(timeout=20)

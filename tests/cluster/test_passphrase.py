@@ -144,6 +144,16 @@ def test_the_doctor_names_a_passphrase_that_opens_nothing(tmp_path, words):
     assert key["text"].startswith("not encrypted")
 
 
+def test_all_keys_in_a_clusters_directory_get_a_passphrase_whatever_their_folders_are_called(tmp_path, words):
+    assert program("replica", "init", tmp_path / "c").returncode == 0
+    (tmp_path / "c" / "replica-2").rename(tmp_path / "c" / "new-2")
+    (tmp_path / "c" / "client").rename(tmp_path / "c" / "meter")
+    done = program("replica", "keys", "passphrase", tmp_path / "c", "--new-passphrase-file", words)
+    keys = sorted(path.relative_to(tmp_path) for path in (tmp_path / "c").glob("*/*.key"))
+    assert (done.returncode, len(keys)) == (0, 5), done.stderr
+    assert all(is_encrypted(tmp_path / key) for key in keys)
+
+
 def test_a_dump_is_refused_that_would_hold_an_encrypted_key(tmp_path, words):
     assert program("replica", "init", tmp_path / "c", "--passphrase-file", words).returncode == 0
     folder = tmp_path / "c" / "replica-0"

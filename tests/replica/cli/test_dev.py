@@ -323,7 +323,21 @@ def test_http_ports_follow_each_other(tmp_path, capsys):
     Screen(as_json=False).banner(tmp_path / "c", cluster, temporary=False, http_base_port=8100)
     assert "curl http://127.0.0.1:8100/status" in capsys.readouterr().out
     for number in range(3):
-        command = dev._replica_command(Path("c"), number, as_json=False, http_base_port=8100)
+        command = dev._replica_command(Path("c") / f"replica-{number}", number, as_json=False, http_base_port=8100)
         at = command.arguments.index("--http")
         assert command.arguments[at + 1] == f"127.0.0.1:{8100 + number}"
-    assert "--http" not in dev._replica_command(Path("c"), 0, as_json=False).arguments
+    assert "--http" not in dev._replica_command(Path("c") / "replica-0", 0, as_json=False).arguments
+
+
+def test_whoever_is_a_member_is_started_whatever_its_folder_is_called(tmp_path):
+    home = tmp_path / "c"
+    make_cluster(home)
+    make_cluster(tmp_path / "another")
+    assert [dev.member_folder(home, number) for number in range(3)] == [home / f"replica-{i}" for i in range(3)]
+    (home / "replica-2").rename(home / "a new disk")
+    assert dev.member_folder(home, 2) == home / "a new disk"
+    # What has the usual name, and is no member's.
+    (tmp_path / "another" / "replica-2").rename(home / "replica-2")
+    assert dev.member_folder(home, 2) == home / "a new disk"
+    (home / "a new disk" / "replica.toml").write_text("nothing")
+    assert dev.member_folder(home, 2) == home / "replica-2", "who starts it is told what is wrong"

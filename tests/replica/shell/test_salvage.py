@@ -9,7 +9,7 @@ import pytest
 from replica.shell import salvage as salvage_module
 from replica.shell.salvage import Missing, salvage
 from replica.shell.sqlitefile import StoreError
-from replica.shell.store import Store
+from replica.shell.store import GroupDamagedError, Store
 from tests.replica.shell.test_store import CLUSTER_ID, OWN, fill, open_store, tamper
 
 PAGE = 4096
@@ -69,6 +69,62 @@ def test_any_page_may_be_damaged(filled, rot):
     assert sum(lost > 0 for lost, _ in lost_by_page.values()) > 10
     assert sum(lost > 20 for lost, _ in lost_by_page.values()) <= 1
     assert any(bare for _, bare in lost_by_page.values())
+
+
+def test_any_sector_may_be_full_of_ones(filled):
+    """Some such pages make SQLite say that it has no memory; elsewhere that is no damage, here it is."""
+    path, held = filled
+    sound = path.read_bytes()
+    for at in range(PAGE, len(sound), 1009):
+        path.write_bytes(sound[:at] + b"\xff" * 64 + sound[at + 64 :])
+        done = salvage(path, CLUSTER_ID, OWN)
+        after = held_after(path.parent)
+        assert all(
+            is_named(row, done.missing) for log in LOGS for row in held[log] if row.first not in firsts(after[log])
+        )
+
+
+def test_a_row_for_which_there_is_no_memory_is_left_out(filled, monkeypatch):
+    path, held = filled
+    connect = sqlite3.connect
+
+    class Connection(sqlite3.Connection):
+        def execute(self, statement, *parameters):
+            if "payloads from groups where seq between" in statement and parameters[0][0] <= 7 <= parameters[0][1]:
+                raise MemoryError
+            return super().execute(statement, *parameters)
+
+    def damaged(*arguments, **options):
+        return connect(*arguments, **options, factory=Connection)
+
+    monkeypatch.setattr(salvage_module.sqlite3, "connect", damaged)
+    done = salvage(path, CLUSTER_ID, OWN)
+    monkeypatch.undo()
+    assert done.groups == 179
+    (gap,) = done.missing
+    assert all(is_named(row, done.missing) == (row.first == gap.first) for row in held[gap.log])
+
+
+@pytest.mark.parametrize("failing", ["read", "problems"])
+def test_a_page_that_sqlite_has_no_memory_for_is_damage(tmp_path, monkeypatch, failing):
+    with closing(open_store(tmp_path)) as store:
+        fill(store, groups=3, size=120)
+
+        class NoMemory:
+            def execute(self, *_):
+                raise MemoryError
+
+        monkeypatch.setattr(store, "_db", NoMemory())
+        if failing == "problems":
+            assert store.problems() == ["SQLite cannot make sense of a page"]
+        else:
+            with pytest.raises(GroupDamagedError, match="cannot make sense of a page"):
+                store.read(0, 1)
+        monkeypatch.undo()
+
+
+def firsts(rows):
+    return {row.first for row in rows}
 
 
 def test_without_its_first_page_nothing_can_be_read(filled):
