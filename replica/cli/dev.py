@@ -21,10 +21,12 @@ from typing import Any, Final
 import click
 
 from replica.cluster.clusterfile import CLUSTER_FILE_NAME, ClusterFile, load_any_cluster_file, log_kind_label
-from replica.cluster.home import SETTINGS_NAME, STARTED_NAME, load_any_home
+from replica.cluster.home import LOG_NAME, SETTINGS_NAME, STARTED_NAME, read_log_public_key
+from replica.cluster.memberlists import load_any_present_cluster
 from replica.cluster.passphrase import PassphraseSource
 from replica.cluster.pbft import BASELINE, NO_LOGS
 from replica.cluster.provision import DEFAULT_APPLICATION, init_cluster, replica_folder_name
+from replica.cluster.replicatoml import load_settings
 from replica.cluster.strict_toml import ConfigError
 from replica.core.genesis import Ordering
 from trustlog import BackendKind
@@ -177,16 +179,17 @@ def run_development_cluster(
             _check_like(home, cluster, {option: value for option, value in wanted.items() if option in given})
         if http_base_port is not None and not cluster.has_logs:
             raise CommandError(f"--http-base-port: {NO_LOGS}", exit_code=Exit.USAGE, code="configuration")
-        screen.banner(home, cluster, temporary=root is not None, http_base_port=http_base_port)
+        present = load_any_present_cluster(home)
+        screen.banner(home, present, temporary=root is not None, http_base_port=http_base_port)
         children = [
             _replica_command(
-                member_folder(home, place.number),
+                member_folder(home, present, place.number),
                 place.number,
                 as_json=as_json,
                 http_base_port=http_base_port,
                 passphrase_file=passphrase_file,
             )
-            for place in cluster.replicas
+            for place in present.replicas
         ]
         stopped = asyncio.run(_until_signal(children, screen))
         if screen.failure is not None:
@@ -359,17 +362,21 @@ def _status(code: int) -> str:
         return f"was killed by signal {-code}"
 
 
-def member_folder(directory: Path, number: int) -> Path:
-    """Return the folder, directly in a cluster's directory, of the replica that has a number among today's members.
+def member_folder(directory: Path, cluster: ClusterFile, number: int) -> Path:
+    """Return the folder, directly in a cluster's directory, of the replica that has a number in a list of members.
 
-    It has the name that `init` gives, unless another replica took its place. If none can be worked with it is that one:
-    then whoever starts it is told why.
+    It has the name that `init` gives, unless another replica took its place. If none has the member's log, it is that
+    one: then whoever starts it is told why.
     """
     first = directory / replica_folder_name(number)
     others = sorted(path.parent for path in directory.glob(f"*/{SETTINGS_NAME}") if path.parent != first)
     for folder in (first, *others):
         with contextlib.suppress(ConfigError):
-            if load_any_home(folder).number == number:
+            log = read_log_public_key(folder / LOG_NAME)
+            if (
+                load_settings(folder / SETTINGS_NAME).number == number
+                and log == cluster.genesis.members[number].log_public_key
+            ):
                 return folder
     return first
 

@@ -36,6 +36,7 @@ from tests.bench.systems import ETCD, Trustlog, run
 from tests.support.ports import free_ports
 from trustlog.cli.contract import CommandError
 
+SOCKET = "log.sock"
 VALUE_BYTES = 100
 NUMBER_BYTES, SIGNATURE_BYTES, DIGEST_BYTES = 8, 64, 32
 REQUEST_BYTES = NUMBER_BYTES + 16 + VALUE_BYTES + SIGNATURE_BYTES
@@ -73,11 +74,12 @@ class Disk:
         os.fdatasync(self._file)
 
 
-def log(folder: str, at: str) -> None:
+def log(folder: str) -> None:
     """A trusted log: it keeps its newest digest, and signs it."""
-    key, disk = ClientKey.generate(), Disk(Path(folder) / "state")
+    os.chdir(folder)  # a socket's path must be short
+    key, disk = ClientKey.generate(), Disk(Path("state"))
     with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(at)
+        listening.bind(SOCKET)
         listening.listen()
         print(key.public_key.hex(), flush=True)
         served, _ = listening.accept()
@@ -86,10 +88,11 @@ def log(folder: str, at: str) -> None:
             served.sendall(key.sign(digest))
 
 
-def attested_by(at: str) -> Callable[[bytes], bytes]:
-    """Connect to a log; return what has it attest a request."""
+def attested_in(folder: Path) -> Callable[[bytes], bytes]:
+    """Connect to the log in a folder; return what has it attest a request."""
+    os.chdir(folder)
     link = socket.socket(socket.AF_UNIX)
-    link.connect(at)
+    link.connect(SOCKET)
 
     def attest(request: bytes) -> bytes:
         link.sendall(request[-DIGEST_BYTES:])
@@ -98,9 +101,9 @@ def attested_by(at: str) -> Callable[[bytes], bytes]:
     return attest
 
 
-async def replica(folder: str, at: str, port: str, answers: str, client: str, primary_log: str, *backups: str) -> None:
+async def replica(folder: str, port: str, answers: str, client: str, primary_log: str, *backups: str) -> None:
     """A primary if there are backups behind it, or else a backup, whose primary's log has the key `primary_log`."""
-    home, attest, disk = Path(folder), attested_by(at), Disk(Path(folder) / "requests")
+    home, attest, disk = Path(folder), attested_in(Path(folder)), Disk(Path(folder) / "requests")
     client_key, loop = bytes.fromhex(client), asyncio.get_running_loop()
     trusted = client_context(load_cluster_file(home.parent / "cluster.toml").replicas[0].certificate_der)
     behind = [
@@ -170,25 +173,32 @@ async def ask(directory: Path, key: ClientKey, primary: int, backups: list[int],
     """Ask for so long, one request after the other; return what each took."""
     loop, asker = asyncio.get_running_loop(), Asker(key)
     trusted = client_context(load_cluster_file(directory / "cluster.toml").replicas[0].certificate_der)
-    for port in backups:
-        await loop.create_connection(lambda: Pieces(NUMBER_BYTES, asker.answered), HOST, port, ssl=trusted)
-    asker.primary, _ = await loop.create_connection(asyncio.Protocol, HOST, primary, ssl=trusted)
-    for _ in range(WARM_UP):
-        await asker.ask()
-    ends, took = time.perf_counter() + seconds, []
-    while time.perf_counter() < ends:
-        took.append(await asker.ask())
-    return took
+    opened = []
+    try:
+        for port in backups:
+            answers, _ = await loop.create_connection(
+                lambda: Pieces(NUMBER_BYTES, asker.answered), HOST, port, ssl=trusted
+            )
+            opened.append(answers)
+        asker.primary, _ = await loop.create_connection(asyncio.Protocol, HOST, primary, ssl=trusted)
+        opened.append(asker.primary)
+        for _ in range(WARM_UP):
+            await asker.ask()
+        ends, took = time.perf_counter() + seconds, []
+        while time.perf_counter() < ends:
+            took.append(await asker.ask())
+        return took
+    finally:
+        for one in opened:
+            one.abort()
+        await asyncio.sleep(0)  # what was aborted is given up in the next turn of the loop
 
 
-def started_log(stack: ExitStack, folder: Path) -> tuple[str, str]:
-    """Start a log in a new folder; return where it listens, and its public key."""
+def started_log(stack: ExitStack, folder: Path) -> str:
+    """Start a log in a new folder; return its public key."""
     folder.mkdir()
-    at = str(folder / "log.sock")
-    program = run(
-        stack, f"log of {folder.name}", module("tests.bench.chain", "log", str(folder), at), folder, talks=True
-    )
-    return at, program.line(START_S)
+    program = run(stack, f"log of {folder.name}", module("tests.bench.chain", "log", str(folder)), folder, talks=True)
+    return program.line(START_S)
 
 
 def measure_chain(parent: Path | None, seconds: float) -> list[float]:
@@ -199,8 +209,8 @@ def measure_chain(parent: Path | None, seconds: float) -> list[float]:
         logs = [started_log(stack, directory / name) for name in ("primary", "backup-1", "backup-2")]
         ports = free_ports(6)
         for number, name in ((1, "backup-1"), (2, "backup-2"), (0, "primary")):
-            words = [str(directory / name), logs[number][0], *map(str, ports[2 * number : 2 * number + 2])]
-            words += [key.public_key.hex(), *((logs[0][1],) if number else ("", str(ports[2]), str(ports[4])))]
+            words = [str(directory / name), *map(str, ports[2 * number : 2 * number + 2])]
+            words += [key.public_key.hex(), *((logs[0],) if number else ("", str(ports[2]), str(ports[4])))]
             program = run(stack, name, module("tests.bench.chain", "replica", *words), directory)
             wait_for(lambda port=ports[2 * number + 1]: answers_at(port), name, [program])
         return uvloop.run(ask(directory, key, ports[0], [ports[3], ports[5]], seconds))

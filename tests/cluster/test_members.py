@@ -333,7 +333,7 @@ def test_all_killed_while_they_go_over(tmp_path):
         try:
             use()
             # So `dev` starts the members of today, and not who was replaced and whose folder is still there.
-            members = [member_folder(cluster.directory, number).name for number in range(3)]
+            members = [member_folder(cluster.directory, cluster.present(), number).name for number in range(3)]
             assert members == ["replica-0", "replica-1", "new-2"]
         finally:
             child.kill()

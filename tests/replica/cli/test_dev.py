@@ -331,13 +331,15 @@ def test_http_ports_follow_each_other(tmp_path, capsys):
 
 def test_whoever_is_a_member_is_started_whatever_its_folder_is_called(tmp_path):
     home = tmp_path / "c"
-    make_cluster(home)
+    cluster = load_cluster_file(make_cluster(home))
     make_cluster(tmp_path / "another")
-    assert [dev.member_folder(home, number) for number in range(3)] == [home / f"replica-{i}" for i in range(3)]
+    assert [dev.member_folder(home, cluster, number) for number in range(3)] == [
+        home / f"replica-{i}" for i in range(3)
+    ]
     (home / "replica-2").rename(home / "a new disk")
-    assert dev.member_folder(home, 2) == home / "a new disk"
+    assert dev.member_folder(home, cluster, 2) == home / "a new disk"
     # What has the usual name, and is no member's.
     (tmp_path / "another" / "replica-2").rename(home / "replica-2")
-    assert dev.member_folder(home, 2) == home / "a new disk"
+    assert dev.member_folder(home, cluster, 2) == home / "a new disk"
     (home / "a new disk" / "replica.toml").write_text("nothing")
-    assert dev.member_folder(home, 2) == home / "replica-2", "who starts it is told what is wrong"
+    assert dev.member_folder(home, cluster, 2) == home / "replica-2", "who starts it is told what is wrong"
