@@ -37,8 +37,9 @@ def doctor_command(*, folder: Path, offline: bool, deadline: float, output: Outp
     """Examine the replica of this folder, on its machine, running or not; nothing is changed.
 
     Files and modes, keys against cluster.toml, certificates' expiry, databases, disk, ports, whether every peer is
-    reached and has the same cluster.toml, clocks, and what the replicas think of each other. Every finding comes with
-    a remedy. Exit 0: no problem (warnings may be there); exit 1: at least one problem.
+    reached and has the same cluster.toml, clocks, and what the replicas think of each other. Of a stopped replica the
+    log is opened as `run` opens it, for a moment. Every finding comes with a remedy. Exit 0: no problem (warnings may be there);
+    exit 1: at least one problem.
 
     With -o plain, each finding is a line of five fields with tabs between them: ok, warning or problem; the check; its
     subject; what was found; what to do.
@@ -46,7 +47,8 @@ def doctor_command(*, folder: Path, offline: bool, deadline: float, output: Outp
     _refuse_cluster_directory(folder)
     findings, home = examine_folder(folder, dt.datetime.now(dt.UTC))
     if home is not None and not offline:
-        findings += uvloop.run(examine_network(home, deadline))
+        startable = not count(findings, Severity.PROBLEM)
+        findings += uvloop.run(examine_network(home, deadline, startable=startable))
     problems, warnings = count(findings, Severity.PROBLEM), count(findings, Severity.WARNING)
     data = {"problems": problems, "warnings": warnings, "findings": [one.as_data() for one in findings]}
     if output.format == "plain":

@@ -32,10 +32,10 @@ _REMEDIES: Final = {
 }
 
 
-async def examine_network(home: ReplicaHome, deadline_s: float) -> list[Finding]:
-    """Examine the replica of this folder from its own machine."""
+async def examine_network(home: ReplicaHome, deadline_s: float, *, startable: bool = True) -> list[Finding]:
+    """Examine the replica of this folder from its own machine. startable: nothing in the folder has to be mended."""
     own = await ask(home.cluster, own_place(home), deadline_s)
-    findings = [*_own_address(home), *_own_replica(home, own), *_http(home)]
+    findings = [*_own_address(home), *_own_replica(home, own, startable=startable), *_http(home)]
     for answer in await ask_all(home.cluster, deadline_s):
         if answer.number != home.number:
             findings += examine_peer(home, answer)
@@ -57,10 +57,12 @@ def _own_address(home: ReplicaHome) -> Iterator[Finding]:
         yield fine("port", where, "is an address of this machine")
 
 
-def _own_replica(home: ReplicaHome, own: Answer) -> Iterator[Finding]:
+def _own_replica(home: ReplicaHome, own: Answer, *, startable: bool) -> Iterator[Finding]:
     where = own.place.address
     if own.outcome is Outcome.NOT_LISTENING:
-        yield warning("replica", where, "this replica does not run", f"start it: trustlog-replica run {home.path}")
+        remedy = f"start it: trustlog-replica run {home.path}"
+        remedy = remedy if startable else f"mend the problems of its folder, then {remedy}"
+        yield warning("replica", where, "this replica does not run", remedy)
         return
     if own.outcome is not Outcome.ANSWERED:
         text_ = f"another program listens there, or this replica is ill: {own.problem}{_shown(own)}"
