@@ -38,8 +38,8 @@ def doctor_command(*, folder: Path, offline: bool, deadline: float, output: Outp
 
     Files and modes, keys against cluster.toml, certificates' expiry, databases, disk, ports, whether every peer is
     reached and has the same cluster.toml, clocks, and what the replicas think of each other. Of a stopped replica the
-    log is opened as `run` opens it, for a moment. Every finding comes with a remedy. Exit 0: no problem (warnings may be there);
-    exit 1: at least one problem.
+    log is opened as `run` opens it, for a moment. Every finding comes with a remedy. Exit 0: no
+    problem (warnings may be there); exit 1: at least one problem.
 
     With -o plain, each finding is a line of five fields with tabs between them: ok, warning or problem; the check; its
     subject; what was found; what to do.

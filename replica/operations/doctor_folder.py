@@ -43,8 +43,10 @@ from replica.cluster.strict_toml import ConfigError
 from replica.core.genesis import MIB
 from replica.operations.doctor_log import examine_log
 from replica.operations.findings import Finding, fine, problem, warning
+from replica.shell import statestore, store
+from replica.shell.atrest import CLEAR, Sealed
 from replica.shell.evidence import EvidenceFolder
-from replica.shell.sqlitefile import damaged_files
+from replica.shell.sqlitefile import claim_trouble, damaged_files, find_foreign, read_claims
 
 EXPIRES_SOON: Final = dt.timedelta(days=30)
 FREE_BYTES_LOW: Final = 1024 * MIB
@@ -217,7 +219,10 @@ def _owners(path: Path, owner: int) -> Iterator[Finding]:
 
 
 def _databases(home: ReplicaHome) -> Iterator[Finding]:
-    for path in (home.store_path, home.state_path):
+    foreign = find_foreign((home.store_path, home.state_path), home.cluster.cluster_id, home.number)
+    if foreign is not None:
+        yield problem("database", home.cluster_path, str(foreign), foreign.remedy)
+    for path, version in ((home.store_path, store.SCHEMA_VERSION), (home.state_path, statestore.SCHEMA_VERSION)):
         remedy = (
             f"stop the replica and start it again: it saves what it can and fetches the rest; then audit {home.path}"
         )
@@ -226,33 +231,35 @@ def _databases(home: ReplicaHome) -> Iterator[Finding]:
         elif path.stat().st_size > CHECKED_BYTES_MAX:
             yield fine("database", path, "is large, and was not read: trustlog-replica audit reads all of it")
         else:
-            trouble = _structure(path, home)
+            trouble = _structure(path)
             if trouble:
                 yield problem("database", path, trouble, remedy)
             else:
                 yield fine("database", path, "its structure is whole")
+        yield from _schema(home, path, version)
         for _, aside in damaged_files(path):
             text = "a damaged file that was set aside"
             yield warning("database", aside, text, "look into why (the disk?), then delete it")
 
 
-def _structure(path: Path, home: ReplicaHome) -> str:
-    """Return what is wrong with a database's structure or owner; nothing if all is well."""
+def _schema(home: ReplicaHome, path: Path, version: int) -> Iterator[Finding]:
+    mark = Sealed.mark if home.settings.trusted_log.encrypt_store else CLEAR.mark
+    own = f"{version}{mark}".encode()
+    held = read_claims(path).get("schema", own) if path.exists() else own
+    if held != own:
+        yield problem("database", path, *claim_trouble("schema", held, own))
+
+
+def _structure(path: Path) -> str:
+    """Return what is wrong with a database's structure; nothing if all is well."""
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
             db.text_factory = bytes
             found = db.execute("pragma quick_check(3)").fetchall()
-            claims = dict(db.execute("select key, value from meta").fetchall())
     except sqlite3.Error as error:
         return f"cannot be read: {error}"
     texts = [bytes(row[0]).decode(errors="replace") for row in found]
-    if texts != ["ok"]:
-        return f"is damaged: {'; '.join(texts)}"
-    mine = {b"cluster_id": home.cluster.cluster_id, b"number": str(home.number).encode()}
-    for key, value in mine.items():
-        if claims.get(key, value) != value:
-            return f"belongs to another replica or cluster (its {key.decode()} differs)"
-    return ""
+    return "" if texts == ["ok"] else f"is damaged: {'; '.join(texts)}"
 
 
 def _evidence(home: ReplicaHome) -> Iterator[Finding]:
