@@ -11,6 +11,7 @@ from replica.operations.asking import Answer, Outcome, ask, ask_all
 from replica.operations.findings import Finding, fine, problem, warning
 from replica.operations.health import own_place
 from replica.operations.reports import doubts, text
+from replica.wire import reports
 from replica.wire.dial import REMEDY
 from trustlog import __version__
 
@@ -36,6 +37,8 @@ async def examine_network(home: ReplicaHome, deadline_s: float, *, startable: bo
     """Examine the replica of this folder from its own machine. startable: nothing in the folder has to be mended."""
     own = await ask(home.cluster, own_place(home), deadline_s)
     findings = [*_own_address(home), *_own_replica(home, own, startable=startable), *_http(home)]
+    if _left_with(own) is not None:
+        return findings  # its peers are members of another list, and its links to them have ended
     for answer in await ask_all(home.cluster, deadline_s):
         if answer.number != home.number:
             findings += examine_peer(home, answer)
@@ -76,6 +79,12 @@ def _own_replica(home: ReplicaHome, own: Answer, *, startable: bool) -> Iterator
             f"has SHA-256 {home.cluster.digest.hex()}, the running replica read {text(report, 'cluster_file')}",
             "stop the replica and start it again, or put the file back",
         )
+    left_with = _left_with(own)
+    if left_with is not None:
+        found = f"is no member any more since list {left_with} of members; it runs to serve those that are late"
+        remedy = "stop it for good when all others work under that list: trustlog-replica member list"
+        yield warning("replica", where, found, remedy)
+        return
     halted, not_ready = text(report, "halted"), text(report, "not_ready")
     if halted is not None or not_ready is not None:
         remedy = "see replica/cli/README.md, What to do when; the replica's log says more"
@@ -84,6 +93,11 @@ def _own_replica(home: ReplicaHome, own: Answer, *, startable: bool) -> Iterator
         yield fine("replica", where, "runs and is ready")
     for number, verdict, reason in doubts(report):
         yield _doubt(f"replica {number}", verdict, reason, "this replica")
+
+
+def _left_with(own: Answer) -> int | None:
+    """Return the list of members with which the replica became none, None if it does not say so."""
+    return reports.number(own.report, "members", "no_member_since")
 
 
 def _http(home: ReplicaHome) -> Iterator[Finding]:
