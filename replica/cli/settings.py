@@ -25,6 +25,7 @@ from replica.cluster.environment import (
 )
 from replica.cluster.home import SETTINGS_NAME, NoMemberError, ReplicaHome, load_any_home
 from replica.cluster.strict_toml import parse_toml, read_bounded
+from replica.shell.sqlitefile import find_foreign
 from trustlog.cli.contract import CommandError, Exit, Output, example, grid, key_values, output_option, printable
 
 _VARIABLE_OF: Final = {field: variable for variable, (field, _) in VARIABLES.items()}
@@ -94,7 +95,8 @@ def config_commands() -> None:
 def check_command(*, place: Path, output: Output, **settings: object) -> None:
     """Read a replica's folder as `run` would, or a cluster.toml; exit 2 and name the first mistake if there is one.
 
-    Exit 1 if the folder's replica is none of the members that its files name.
+    Exit 1 if the folder's replica is none of the members that its files name. Databases of another cluster are a
+    mistake too; whether the log can be opened the doctor says.
 
     A key that no program here knows is a mistake, in a file or as a TRUSTLOG_* variable, and the nearest known one is
     named. For each setting it is shown whether an option, a variable, the file or the default counts.
@@ -110,6 +112,10 @@ def check_command(*, place: Path, output: Output, **settings: object) -> None:
         home = load_any_home(place, flags)
     except NoMemberError as error:
         raise CommandError(str(error), code="no-member") from error
+    foreign = find_foreign((home.store_path, home.state_path), home.cluster.cluster_id, home.number)
+    if foreign is not None:
+        text = f"{home.cluster_path}: {foreign}"
+        raise CommandError(text, foreign.remedy, Exit.USAGE, code="configuration")
     rows = _effective(home, flags)
     data = {
         "folder": str(place),

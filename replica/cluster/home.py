@@ -62,14 +62,24 @@ SIGNING_KEY_NAME: Final = "signing.key"
 STARTED_NAME: Final = "started"
 LOG_NAME: Final = "log"
 LOG_PUBLIC_KEY_NAME: Final = "log.pub"
+LOG_STATE_NAME: Final = "log.state"
 STORE_NAME: Final = "store.sqlite"
 STATE_NAME: Final = "state.sqlite"
 EVIDENCE_NAME: Final = "evidence"
 CERTIFICATE_BYTES_MAX: Final = 64 * 1024
+LOST_LOG_REMEDY: Final = (
+    "put back what was moved away, as it was last; never put an old copy there: it would say again what was said, and "
+    "the log be exposed for ever. A log that is gone is replaced: make a new one (trustlog-replica keygen, in a new "
+    "folder) and have it take this one's place in the cluster (trustlog-replica member replace)"
+)
 
 
 class NoMemberError(HomeError):
     """The folder can be read, and its replica does not stand in the list of members that counts for it."""
+
+
+class LostLogError(HomeError):
+    """The trusted log that the folder held is not there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,6 +380,7 @@ def _check_keys(home: ReplicaHome) -> None:
             f"{_no_members_file(home.path, home.cluster)}"
         )
     _check_pair(home)
+    _check_log_is_there(home)
     pins = read_bounded(home.log_path / LOG_PUBLIC_KEY_NAME, 1024).split(b"\n")[1:2]
     listed_pins = home.cluster.genesis.members[home.number].log_pins
     if own == BackendKind.TPM and pins != [listed_pins.hex().encode()]:
@@ -378,6 +389,22 @@ def _check_keys(home: ReplicaHome) -> None:
     expected = home.cluster.genesis.members[home.number].log_public_key
     if log_key != expected:
         raise _differ(home, home.log_path / LOG_PUBLIC_KEY_NAME, log_key, "log key", expected)
+
+
+def _check_log_is_there(home: ReplicaHome) -> None:
+    path, member = home.log_path / LOG_PUBLIC_KEY_NAME, home.cluster.genesis.members[home.number]
+    if os.path.lexists(path):
+        return
+    if home.settings.trusted_log.socket is None and not (home.log_path / LOG_STATE_NAME).exists():
+        raise LostLogError(
+            f"{home.log_path}: this replica's trusted log is lost: {LOG_PUBLIC_KEY_NAME} and {LOG_STATE_NAME} are not "
+            f"there; {LOST_LOG_REMEDY}"
+        )
+    lines = [key.hex() for key in (member.log_public_key, member.log_pins) if key]
+    raise HomeError(
+        f"{path}: cannot be read: No such file or directory. Nothing in it is secret: make it again, with "
+        f"{'this line' if len(lines) == 1 else 'these lines'} in it: {' and '.join(lines)}"
+    )
 
 
 def _check_pbft_settings(home: ReplicaHome) -> None:

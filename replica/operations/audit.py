@@ -36,7 +36,7 @@ from replica.core.sessions import MEMBERS_RECORDS
 from replica.core.state import BucketedMap
 from replica.operations.tenure import Tenure, may_end_with
 from replica.shell.atrest import CLEAR, Clear
-from replica.shell.sqlitefile import READ_ERRORS, StoreError, words_of
+from replica.shell.sqlitefile import READ_ERRORS, StoreError, find_foreign, words_of
 from replica.shell.statestore import PinnedState
 from replica.shell.statetree import StateDamagedError
 from replica.shell.store import StoredGroup, is_group_row, unsealed_row
@@ -174,7 +174,12 @@ class _FolderAudit:
         self._malformed_more = [0] * genesis.n
 
     def run(self) -> None:
-        """Audit the state, then the logs."""
+        """Audit the state, then the logs; nothing if they are another cluster's, as nothing would verify."""
+        home = self._home
+        foreign = find_foreign((home.store_path, home.state_path), home.cluster.cluster_id, home.number)
+        if foreign is not None:
+            self._fault(home.cluster_path, "whose databases these are", str(foreign), foreign.remedy)
+            return
         founding = self._home.cluster.genesis.founding
         if founding is not None:
             origin = f"cluster {founding.cluster_id.hex()}, which was its own after slot {founding.slot}"

@@ -1,6 +1,6 @@
 """Examining a replica's folder: its files, their modes, certificates, databases, and the disk below them.
 
-Nothing is changed, and nothing is opened that the running replica needs for itself. Each check stands for itself, so
+Nothing is changed, and nothing is opened that a running replica needs for itself. Each check stands for itself, so
 that one mistake does not hide the next; only what cannot be read at all ends the checks that build on it.
 """
 
@@ -17,11 +17,13 @@ from typing import Final
 
 from cryptography import x509
 
+from replica.application import ApplicationLoadError, load_application
 from replica.cluster.clusterfile import ClusterFile
 from replica.cluster.environment import unknown_variables
 from replica.cluster.home import (
     EVIDENCE_NAME,
     LOG_NAME,
+    LOG_STATE_NAME,
     NEXT_KEY_NAME,
     RENEWAL_FILE_NAME,
     SETTINGS_NAME,
@@ -29,6 +31,7 @@ from replica.cluster.home import (
     STORE_NAME,
     TLS_CERTIFICATE_NAME,
     TLS_KEY_NAME,
+    LostLogError,
     ReplicaHome,
     load_home,
     unlocked,
@@ -38,10 +41,12 @@ from replica.cluster.passphrase import PASSPHRASE_VARIABLE, PassphraseSource
 from replica.cluster.replicatoml import load_settings
 from replica.cluster.strict_toml import ConfigError
 from replica.core.genesis import MIB
+from replica.operations.doctor_log import examine_log
 from replica.operations.findings import Finding, fine, problem, warning
+from replica.shell import statestore, store
+from replica.shell.atrest import CLEAR, Sealed
 from replica.shell.evidence import EvidenceFolder
-from replica.shell.sqlitefile import READ_ERRORS, damaged_files, words_of
-from trustlog import BackendKind
+from replica.shell.sqlitefile import READ_ERRORS, claim_trouble, damaged_files, find_foreign, read_claims, words_of
 
 EXPIRES_SOON: Final = dt.timedelta(days=30)
 FREE_BYTES_LOW: Final = 1024 * MIB
@@ -56,6 +61,7 @@ _PRIVATE: Final = {
     NEXT_KEY_NAME: 0o600,
     STORE_NAME: 0o600,
     STATE_NAME: 0o600,
+    LOG_NAME: 0o700,
     f"{LOG_NAME}/seal.key": 0o600,
     f"{LOG_NAME}/log.state": 0o600,
     f"{LOG_NAME}/store.sealed": 0o600,
@@ -69,16 +75,19 @@ def examine_folder(path: Path, now: dt.datetime) -> tuple[list[Finding], Replica
     home = None
     try:
         home = load_home(path)
+        findings.append(fine("configuration", path, "settings, cluster.toml and keys fit together"))
+    except LostLogError:
+        home = load_home(path, with_keys=False)  # the other keys are the right ones; `examine_log` names the loss
     except ConfigError as error:
         findings.append(_unusable(path, error))
-    else:
-        findings.append(fine("configuration", path, "settings, cluster.toml and keys fit together"))
+    if home is not None:
         findings += _keys(home)
         findings += certificates(home.cluster, now)
         findings += _next_certificate(home)
-        findings += _trusted_log(home)
+        findings += examine_log(home)
         findings += _databases(home)
         findings += _evidence(home)
+        findings += _application(home)
     findings += _disk(path)
     findings += _limits()
     findings += _environment()
@@ -164,6 +173,8 @@ def _modes(path: Path) -> Iterator[Finding]:
     bad = [(path, mode, 0o700)] if mode & 0o077 else []
     for name, most in _PRIVATE.items():
         file = path / name
+        if name == LOG_NAME and not (file / LOG_STATE_NAME).exists():
+            continue  # a service of its own keeps the log: all that is here is its public key
         try:
             found = file.lstat().st_mode
         except OSError:
@@ -207,39 +218,11 @@ def _owners(path: Path, owner: int) -> Iterator[Finding]:
             yield problem("mode", folder, text, remedy)
 
 
-def _trusted_log(home: ReplicaHome) -> Iterator[Finding]:
-    settings = home.settings.trusted_log
-    if settings.socket is not None:
-        remedy = "start the log's service: trustlog serve, or its systemd unit"
-        try:
-            found = stat.S_ISSOCK(settings.socket.stat().st_mode)
-        except OSError as error:
-            yield problem("log", settings.socket, f"no socket of the log's service: {error.strerror}", remedy)
-            return
-        if found:
-            yield fine("log", settings.socket, "the log's service has a socket here")
-        else:
-            yield problem("log", settings.socket, "is no socket", remedy)
-    elif settings.backend is not BackendKind.TPM:
-        names = ("log.state", "seal.key")
-        missing = [str(home.log_path / name) for name in names if not (home.log_path / name).exists()]
-        if missing:
-            remedy = (
-                "never put an old copy there: it would say again what was said, and the log be exposed for ever. "
-                "This log is gone: make a new one (keygen) and have it take this one's place in the cluster"
-            )
-            yield problem("log", home.log_path, f"lost: {', '.join(missing)}", remedy)
-        else:
-            yield fine("log", home.log_path, "its state and key are there")
-    if home.settings.durability == "memory":
-        remedy = 'take durability = "memory" out of replica.toml, but for experiments'
-        yield warning(
-            "durability", home.path / SETTINGS_NAME, "nothing is forced to disk: a power cut ends the log", remedy
-        )
-
-
 def _databases(home: ReplicaHome) -> Iterator[Finding]:
-    for path in (home.store_path, home.state_path):
+    foreign = find_foreign((home.store_path, home.state_path), home.cluster.cluster_id, home.number)
+    if foreign is not None:
+        yield problem("database", home.cluster_path, str(foreign), foreign.remedy)
+    for path, version in ((home.store_path, store.SCHEMA_VERSION), (home.state_path, statestore.SCHEMA_VERSION)):
         remedy = (
             f"stop the replica and start it again: it saves what it can and fetches the rest; then audit {home.path}"
         )
@@ -248,33 +231,35 @@ def _databases(home: ReplicaHome) -> Iterator[Finding]:
         elif path.stat().st_size > CHECKED_BYTES_MAX:
             yield fine("database", path, "is large, and was not read: trustlog-replica audit reads all of it")
         else:
-            trouble = _structure(path, home)
+            trouble = _structure(path)
             if trouble:
                 yield problem("database", path, trouble, remedy)
             else:
                 yield fine("database", path, "its structure is whole")
+        yield from _schema(home, path, version)
         for _, aside in damaged_files(path):
             text = "a damaged file that was set aside"
             yield warning("database", aside, text, "look into why (the disk?), then delete it")
 
 
-def _structure(path: Path, home: ReplicaHome) -> str:
-    """Return what is wrong with a database's structure or owner; nothing if all is well."""
+def _schema(home: ReplicaHome, path: Path, version: int) -> Iterator[Finding]:
+    mark = Sealed.mark if home.settings.trusted_log.encrypt_store else CLEAR.mark
+    own = f"{version}{mark}".encode()
+    held = read_claims(path).get("schema", own) if path.exists() else own
+    if held != own:
+        yield problem("database", path, *claim_trouble("schema", held, own))
+
+
+def _structure(path: Path) -> str:
+    """Return what is wrong with a database's structure; nothing if all is well."""
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
             db.text_factory = bytes
             found = db.execute("pragma quick_check(3)").fetchall()
-            claims = dict(db.execute("select key, value from meta").fetchall())
     except READ_ERRORS as error:
         return f"cannot be read: {words_of(error)}"
     texts = [bytes(row[0]).decode(errors="replace") for row in found]
-    if texts != ["ok"]:
-        return f"is damaged: {'; '.join(texts)}"
-    mine = {b"cluster_id": home.cluster.cluster_id, b"number": str(home.number).encode()}
-    for key, value in mine.items():
-        if claims.get(key, value) != value:
-            return f"belongs to another replica or cluster (its {key.decode()} differs)"
-    return ""
+    return "" if texts == ["ok"] else f"is damaged: {'; '.join(texts)}"
 
 
 def _evidence(home: ReplicaHome) -> Iterator[Finding]:
@@ -283,6 +268,17 @@ def _evidence(home: ReplicaHome) -> Iterator[Finding]:
         names = ", ".join(file.name for file in files[:3]) + (" …" if len(files) > 3 else "")
         remedy = "verify it (trustlog-replica evidence verify), keep a copy, and replace that replica"
         yield warning("evidence", home.evidence_path, f"{len(files)} files against other replicas: {names}", remedy)
+
+
+def _application(home: ReplicaHome) -> Iterator[Finding]:
+    name = home.cluster.genesis.application
+    try:
+        load_application(name)
+    except ApplicationLoadError as error:
+        remedy = "`run` refuses to start without it; if it is started with a PYTHONPATH, give the doctor the same"
+        yield warning("application", name, str(error), remedy)
+    else:
+        yield fine("application", name, "can be loaded here")
 
 
 def _disk(path: Path) -> Iterator[Finding]:

@@ -11,6 +11,7 @@ from replica.operations.asking import Answer, Outcome, ask, ask_all
 from replica.operations.findings import Finding, fine, problem, warning
 from replica.operations.health import own_place
 from replica.operations.reports import doubts, text
+from replica.wire import reports
 from replica.wire.dial import REMEDY
 from trustlog import __version__
 
@@ -32,10 +33,12 @@ _REMEDIES: Final = {
 }
 
 
-async def examine_network(home: ReplicaHome, deadline_s: float) -> list[Finding]:
-    """Examine the replica of this folder from its own machine."""
+async def examine_network(home: ReplicaHome, deadline_s: float, *, startable: bool = True) -> list[Finding]:
+    """Examine the replica of this folder from its own machine. startable: nothing in the folder has to be mended."""
     own = await ask(home.cluster, own_place(home), deadline_s)
-    findings = [*_own_address(home), *_own_replica(home, own), *_http(home)]
+    findings = [*_own_address(home), *_own_replica(home, own, startable=startable), *_http(home)]
+    if _left_with(own) is not None:
+        return findings  # its peers are members of another list, and its links to them have ended
     for answer in await ask_all(home.cluster, deadline_s):
         if answer.number != home.number:
             findings += examine_peer(home, answer)
@@ -57,10 +60,12 @@ def _own_address(home: ReplicaHome) -> Iterator[Finding]:
         yield fine("port", where, "is an address of this machine")
 
 
-def _own_replica(home: ReplicaHome, own: Answer) -> Iterator[Finding]:
+def _own_replica(home: ReplicaHome, own: Answer, *, startable: bool) -> Iterator[Finding]:
     where = own.place.address
     if own.outcome is Outcome.NOT_LISTENING:
-        yield warning("replica", where, "this replica does not run", f"start it: trustlog-replica run {home.path}")
+        remedy = f"start it: trustlog-replica run {home.path}"
+        remedy = remedy if startable else f"mend the problems of its folder, then {remedy}"
+        yield warning("replica", where, "this replica does not run", remedy)
         return
     if own.outcome is not Outcome.ANSWERED:
         text_ = f"another program listens there, or this replica is ill: {own.problem}{_shown(own)}"
@@ -74,6 +79,12 @@ def _own_replica(home: ReplicaHome, own: Answer) -> Iterator[Finding]:
             f"has SHA-256 {home.cluster.digest.hex()}, the running replica read {text(report, 'cluster_file')}",
             "stop the replica and start it again, or put the file back",
         )
+    left_with = _left_with(own)
+    if left_with is not None:
+        found = f"is no member any more since list {left_with} of members; it runs to serve those that are late"
+        remedy = "stop it for good when all others work under that list: trustlog-replica member list"
+        yield warning("replica", where, found, remedy)
+        return
     halted, not_ready = text(report, "halted"), text(report, "not_ready")
     if halted is not None or not_ready is not None:
         remedy = "see replica/cli/README.md, What to do when; the replica's log says more"
@@ -82,6 +93,11 @@ def _own_replica(home: ReplicaHome, own: Answer) -> Iterator[Finding]:
         yield fine("replica", where, "runs and is ready")
     for number, verdict, reason in doubts(report):
         yield _doubt(f"replica {number}", verdict, reason, "this replica")
+
+
+def _left_with(own: Answer) -> int | None:
+    """Return the list of members with which the replica became none, None if it does not say so."""
+    return reports.number(own.report, "members", "no_member_since")
 
 
 def _http(home: ReplicaHome) -> Iterator[Finding]:

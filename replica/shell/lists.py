@@ -40,7 +40,7 @@ class MemberLists:
         self._later: ClusterFile = node.home.cluster  # with what peers have proven so far
         self._asked = Counter[int]()  # how many answers each peer may still give
         self._leaving = False
-        self._left = False
+        self._left: int | None = None
 
     @property
     def _cluster(self) -> ClusterFile:
@@ -51,6 +51,11 @@ class MemberLists:
         """Say whether this replica is a member of the last list that it executed."""
         current = self._node.core.executor.membership.current
         return current is None or self._is_in(current.genesis(self._cluster.lists[0]))
+
+    @property
+    def left_with(self) -> int | None:
+        """The list of members, in force, with which this replica is no member any more; None if none is known here."""
+        return self._left
 
     def _is_in(self, genesis: Genesis) -> bool:
         key = self._node.trusted_log.public_key
@@ -139,15 +144,15 @@ class MemberLists:
         """Go over to the next list if the last state of this one is durable here."""
         node = self._node
         ends = node.core.ends
-        if self._leaving or self._left or ends is None or node.core.halted is not None:
+        if self._leaving or self._left is not None or ends is None or node.core.halted is not None:
             return
         if node.core.executed != ends or node.keeper.slot != ends or node.core.is_appending:
             return
         if not self.is_member:
-            self._left = True
+            self._left = self._cluster.genesis.list_number + 1
             node.log.warning(
                 "no member any more; serving those that are late until stopped",
-                list=self._cluster.genesis.list_number + 1,
+                list=self._left,
                 after=ends,
             )
             return

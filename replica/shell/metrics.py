@@ -86,6 +86,10 @@ def _of_report(report: dict[str, Any]) -> Iterator[Metric]:
         },
     )
     yield GaugeMetricFamily("trustlog_ready", "1 if ready", value=int(report["not_ready"] is None))
+    left = report["members"]["no_member_since"] is not None
+    yield GaugeMetricFamily(
+        "trustlog_member", "0 if no member any more, so that it may be stopped", value=int(not left)
+    )
     yield GaugeMetricFamily("trustlog_mute", "1 if this replica may not speak", value=int(report["mute"] is not None))
     yield GaugeMetricFamily("trustlog_log_last", "Last index of the own log", value=report["log"]["last"])
     turn = report["loop"]["longest_turn_ms"] / 1000

@@ -34,6 +34,10 @@ TIDY_ROWS = 64
 TIDY_PAUSE_S = 0.05
 # What may wait behind a slow disk before peers' logs are read no further.
 WAITING_BYTES_MAX = 32 * 1024 * 1024
+ROLLED_BACK_REMEDY = (
+    "put its newest state back, or replace the replica with a new log (trustlog-replica member replace); resuming "
+    "would deny what was said"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,10 +266,16 @@ def settle_last_group(number: int, log: TrustedLog, store: Store) -> None:
         if log.last == last.first - 1:
             store.drop_unattested(number, last.first)
             return
-    end = 0 if last is None else last.last
-    if end > log.last:
-        raise StoreError(
-            f"{store.path}: holds this replica's own log up to {end}, its trusted log ends at {log.last}: the trusted "
-            "log's state was rolled back to an older copy. Put its newest state back, or replace the replica with a "
-            "new log; resuming would deny what was said"
-        )
+    trouble = rolled_back(0 if last is None else last.last, log.last)
+    if trouble:
+        raise StoreError(f"{store.path}: {trouble}; {ROLLED_BACK_REMEDY}")
+
+
+def rolled_back(held: int, log_last: int) -> str:
+    """Say that the trusted log ends before what the store holds of it, as an old copy does; "" if it does not."""
+    if held <= log_last:
+        return ""
+    return (
+        f"holds this replica's own log up to {held}, its trusted log ends at {log_last}: the trusted log's state was "
+        "rolled back to an older copy"
+    )

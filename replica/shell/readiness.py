@@ -31,6 +31,12 @@ class Readiness:
         """Say why this replica is not ready; None if it is."""
         node, core = self._node, self._node.core
         others = core.genesis.f
+        left_with = node.lists.left_with
+        if left_with is not None:
+            return (
+                f"it is no member any more since list {left_with} of members; it serves those that are late, and may "
+                "be stopped when all others work under that list (trustlog-replica member list)"
+            )
         if node.why_mute is not None:
             return f"it may not speak: {node.why_mute}"
         if core.halted is not None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from replica.cluster.writing import sync_directory
 from replica.shell.atrest import CLEAR, Clear
-from replica.shell.sqlitefile import READ_ERRORS, StoreError, damaged_files, finish_replacement
+from replica.shell.sqlitefile import READ_ERRORS, StoreError, damaged_files, find_foreign, finish_replacement
 from replica.shell.store import Store, StoredGroup, is_group_row, unsealed_row
 
 # Rows asked for at once, as long as nothing is damaged, and written at once.
@@ -75,6 +75,7 @@ def salvage(path: Path, cluster_id: bytes, number: int, seal: Clear = CLEAR) -> 
     draft = path.with_name(path.name + ".salvaging")
     for suffix in ("", "-wal", "-shm"):
         draft.with_name(draft.name + suffix).unlink(missing_ok=True)
+    _check_owner(path, cluster_id, number)
     read_only = f"{path.absolute().as_uri()}?mode=ro"
     try:
         with (
@@ -82,7 +83,6 @@ def salvage(path: Path, cluster_id: bytes, number: int, seal: Clear = CLEAR) -> 
             closing(Store(draft, cluster_id, number, seal=seal)) as new,
         ):
             db.text_factory = bytearray
-            _check_owner(db, path, cluster_id, number)
             old = _Damaged(db, number, seal)
             groups = iter(old.groups())
             while chunk := list(islice(groups, ROWS_AT_ONCE)):
@@ -97,12 +97,11 @@ def salvage(path: Path, cluster_id: bytes, number: int, seal: Clear = CLEAR) -> 
     return Salvaged(held, tuple(old.missing()), tuple(old.unattested), damaged_files(path)[-1][1])
 
 
-def _check_owner(db: sqlite3.Connection, path: Path, cluster_id: bytes, number: int) -> None:
+def _check_owner(path: Path, cluster_id: bytes, number: int) -> None:
     """Refuse another replica's file. One that cannot say whose it is may be salvaged: its groups are verified."""
-    with suppress(*READ_ERRORS):
-        held = dict(db.execute("select cast(key as blob), value from meta").fetchall())
-        if held.get(b"cluster_id", cluster_id) != cluster_id or held.get(b"number") not in {None, b"%d" % number}:
-            raise StoreError(f"{path}: belongs to another replica or cluster: put the right file in its place")
+    foreign = find_foreign([path], cluster_id, number)
+    if foreign is not None:
+        raise StoreError(f"{path}: belongs to another replica or cluster: {foreign.what}; {foreign.remedy}")
 
 
 @dataclass(slots=True)

@@ -6,8 +6,9 @@ replica cannot check by signatures or digests of its own, it must not keep in su
 
 import re
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from replica.cluster.writing import sync_directory
@@ -72,17 +73,69 @@ def claim(db: sqlite3.Connection, path: Path, cluster_id: bytes, number: int, sc
         if row is None:
             db.execute("insert into meta values (?, ?)", (key, value))
         elif row[0] != value:
-            if key == "schema" and type(row[0]) is bytes and row[0].partition(b"-")[0] == value.partition(b"-")[0]:
-                how = "sealed" if b"-" in row[0] else "in the clear"
-                raise StoreError(
-                    f"{path}: was made to be {how}, which cannot be changed: set trusted_log.encrypt_store in "
-                    "replica.toml as it was, or remove the file to have this replica fetch everything from its peers"
-                )
-            held = row[0].hex()[:16] if type(row[0]) is bytes else repr(row[0])[:16]
-            raise StoreError(
-                f"{path}: its {key} is {held}, this replica's is {value.hex()[:16]}; "
-                "the file belongs to another replica or cluster: put the right one in its place"
-            )
+            whose = "" if key == "schema" else "belongs to another replica or cluster: "
+            what, remedy = claim_trouble(key, row[0], value)
+            raise StoreError(f"{path}: {whose}{what}; {remedy}")
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """Files that say of themselves that they are another cluster's or replica's: what they say, and what to do."""
+
+    paths: tuple[Path, ...]
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        """Return files and what they say."""
+        verb = "belongs" if len(self.paths) == 1 else "belong"
+        return f"{' and '.join(map(str, self.paths))} {verb} to another replica or cluster: {self.what}"
+
+
+def find_foreign(paths: Iterable[Path], cluster_id: bytes, number: int) -> Foreign | None:
+    """Return which files say that they are another cluster's, or else another replica's; None if none says so.
+
+    They are only read. One that cannot be read may be damaged, and does not say whose it is.
+    """
+    own = {"cluster_id": cluster_id, "number": b"%d" % number}
+    found = {path: read_claims(path) for path in paths if path.exists()}
+    for key, value in own.items():
+        others = {path: claims[key] for path, claims in found.items() if claims.get(key, value) != value}
+        for held in others.values():
+            alike = tuple(path for path, other in others.items() if other == held)
+            return Foreign(alike, *claim_trouble(key, held, value))
+    return None
+
+
+def read_claims(path: Path) -> dict[str, object]:
+    """Return what a file says of itself (cluster_id, number, schema), as far as it can be read."""
+    with suppress(*READ_ERRORS), closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+        db.text_factory = lambda raw: raw.decode(errors="replace")
+        return dict(db.execute("select key, value from meta").fetchall())
+    return {}
+
+
+def claim_trouble(key: str, held: object, own: bytes) -> tuple[str, str]:
+    """Return what is wrong with what a file says of itself, which is not what it must say, and what to do."""
+    raw = held if isinstance(held, bytes) else repr(held).encode()
+    if key == "cluster_id":
+        remedy = (
+            "put the right cluster.toml in its place; or, if the databases were copied here from elsewhere, the right "
+            "databases"
+        )
+        return f"made for cluster {raw[:32].hex()}, and cluster.toml is of cluster {own.hex()}", remedy
+    if key == "number":
+        remedy = "put the right database in its place, or the right number into replica.toml"
+    elif raw.partition(b"-")[0] == own.partition(b"-")[0]:
+        how = "sealed" if b"-" in raw else "in the clear"
+        remedy = (
+            "set trusted_log.encrypt_store in replica.toml as it was, or remove the file to have this replica fetch "
+            "everything from its peers"
+        )
+        return f"was made to be {how}, which cannot be changed", remedy
+    else:
+        remedy = "run the version of trustlog that made it, or put the right database in its place"
+    return f"its {key} is {raw[:16].decode(errors='replace')}, here it is {own.decode()}", remedy
 
 
 @contextmanager

@@ -42,7 +42,12 @@ def report(node: "Node") -> bytes:
         "stable": core.stable,
         "persisted": node.keeper.slot,
         "cut": core.cut,
-        "members": {"list": genesis.list_number, "ends": core.ends, "is_member": node.lists.is_member},
+        "members": {
+            "list": genesis.list_number,
+            "ends": core.ends,
+            "is_member": node.lists.is_member,
+            "no_member_since": node.lists.left_with,
+        },
         "mute": node.why_mute,
         "halted": core.halted,
         "not_ready": node.readiness.problem(),

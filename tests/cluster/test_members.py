@@ -254,7 +254,9 @@ def test_two_more_and_two_less(tmp_path):
             again = await asyncio.to_thread(cluster.member, "remove", cluster.directory, 3, 4)
             assert "nothing is changed: replicas 3 and 4 are members no more" in again.stderr
             await cluster.until_all_are_over(2)
-            cluster.wait_logged(4, "no member any more")
+            for number in (3, 4):
+                cluster.wait_logged(number, "no member any more")
+                await asyncio.to_thread(says_that_it_left, cluster, number, 2)
             for number in (3, 4):
                 assert cluster.kill(number, signal.SIGTERM) == 0
             cluster.kill(1)
@@ -265,6 +267,19 @@ def test_two_more_and_two_less(tmp_path):
 
         use()
         assert cluster.listed()["f"] == 1
+
+
+def says_that_it_left(cluster, number, number_of_list):
+    """Health, status and doctor: it waits for nobody, and may be stopped."""
+    left = f"is no member any more since list {number_of_list} of members"
+    health = cluster.command("health", cluster.folder(number))
+    assert (health.returncode, left in health.stdout) == (1, True), health.stdout
+    row = cluster.command("status", cluster.folder(number), "-o", "plain").stdout.splitlines()[number]
+    assert f"not ready: it {left}" in row
+    found = json.loads(cluster.command("doctor", cluster.folder(number), "-o", "json").stdout)["findings"]
+    (own,) = [one for one in found if one["check"] == "replica"]
+    assert (own["severity"], left in own["text"], "stop it for good" in own["remedy"]) == ("warning", True, True)
+    assert not [one for one in found if one["severity"] == "problem"]
 
 
 @pytest.mark.long

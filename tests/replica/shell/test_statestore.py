@@ -205,7 +205,7 @@ def test_the_longest_entries_and_parts_are_taken(store):
 def test_a_file_of_another_replica_is_refused(tmp_path):
     open_store(tmp_path).close()
     for cluster_id, number in ((bytes(32), 1), (CLUSTER_ID, 2)):
-        with pytest.raises(StoreError, match=r"state\.db: its .* put the right one") as refused:
+        with pytest.raises(StoreError, match=r"state\.db: belongs to another .* put the right ") as refused:
             StateStore(tmp_path / "state.db", cluster_id, number)
         assert not isinstance(refused.value, StateDamagedError)
 
