@@ -7,6 +7,7 @@ the command. `client.core` holds the rules and does no I/O.
 from client.api import Client
 from client.errors import (
     ClientError,
+    HeldBack,
     NoLongerAllowed,
     NoReceipt,
     NotAllowed,
@@ -28,6 +29,7 @@ __all__ = [
     "Change",
     "Client",
     "ClientError",
+    "HeldBack",
     "NoLongerAllowed",
     "NoReceipt",
     "NotAllowed",

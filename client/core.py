@@ -250,6 +250,12 @@ class ClientCore:
         return frozenset(self._hearsay.unreachable)
 
     @property
+    def is_held_back(self) -> bool:
+        """Whether f+1 replicas took no more of this client, and have said so since they were asked last."""
+        at_ms = self._hearsay.busy_at_ms
+        return at_ms is not None and self._now < at_ms + 2 * self.settings.busy_patience_ms
+
+    @property
     def primary(self) -> int:
         """The replica to which envelopes are sent first."""
         return self._hearsay.primary

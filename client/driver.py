@@ -11,7 +11,7 @@ from typing import cast
 
 from client.connection import ReplicaLink, Timing
 from client.core import ClientCore
-from client.errors import ClientError, NotAllowed, NotExecuted, NotOffered, Overloaded, Undecided, Unreachable
+from client.errors import ClientError, HeldBack, NotAllowed, NotExecuted, NotOffered, Overloaded, Undecided, Unreachable
 from client.events import AskReports, Complete, Effect, Fail, Failure, Send, Settings, WakeAt
 from client.lists import ASK_S, MemberLists
 from client.queries import Queries, ReplicaStatus, StaleAnswer, StaleRound, number_in, read_report
@@ -411,6 +411,11 @@ class Driver:
             return Undecided(
                 f"outcome unknown: {self.quorum} replicas did not agree within the deadline; the operation may or "
                 f"may not be executed. {where}"
+            )
+        if self._enough_connected() and self.core.is_held_back:
+            return HeldBack(
+                "not sent, hence not executed: the replicas take no more of this client's operations for now, and did "
+                f"not until the deadline. {where}"
             )
         if self._enough_connected():
             return Unreachable(f"not sent, hence not executed: the cluster opened no session in time. {where}")

@@ -41,6 +41,10 @@ class Unreachable(NotExecuted):
     """Not enough replicas could be reached, so the operation never left this client."""
 
 
+class HeldBack(Unreachable):
+    """The replicas are reached and took no more of this client's operations, for its quota or for all that waits."""
+
+
 class Overloaded(NotExecuted):
     """Too much waits in this client already; the operation never left it."""
 

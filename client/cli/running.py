@@ -14,6 +14,7 @@ import click
 from client.api import CLIENT_FOLDER, Client
 from client.errors import (
     ClientError,
+    HeldBack,
     NoLongerAllowed,
     NoReceipt,
     NotAllowed,
@@ -116,6 +117,11 @@ def as_command_error(error: Exception) -> CommandError:
         return CommandError(str(error), hint, Exit.UNREACHABLE, code="undecided")
     if isinstance(error, NotOffered):
         return CommandError(str(error), "", Exit.USAGE, code="not-offered")
+    if isinstance(error, HeldBack):
+        hint = (
+            "send fewer at a time or wait longer (--deadline); the operator sets quotas: trustlog-replica clients quota"
+        )
+        return CommandError(str(error), hint, Exit.UNREACHABLE, code="busy")
     if isinstance(error, NotExecuted):
         hint = "are the replicas running? trustlog-client status shows each; --deadline waits longer"
         return CommandError(str(error), hint, Exit.UNREACHABLE, code="unreachable")

@@ -48,7 +48,12 @@ def contexts(name: str, command: click.Command, parent: click.Context | None = N
 
 def page(context: click.Context) -> str:
     """One page; the date stays out of it, so that the same commands give the same pages."""
-    return generate_man_page(context, version=f"trustlog {trustlog.__version__}", date="-") + extras(context)
+    version = f"trustlog {trustlog.__version__}"
+    made = generate_man_page(context, version=version, date="-")
+    # A title is one word, and short; click-man puts the words of a command and more beside it, which overprint.
+    title = context.command_path.upper().replace(" ", "-").replace("-", r"\-")
+    header = f'.TH "{title}" "1" "" "{version}" "trustlog"'
+    return "\n".join([header, *made.splitlines()[1:], extras(context)])
 
 
 def extras(context: click.Context) -> str:

@@ -73,20 +73,38 @@ def restore_command(*, archive: Path, folder: Path, output: Output) -> None:
     data: dict[str, object] = {
         "folder": str(folder),
         "made_at": manifest.made_at,
-        "slot": manifest.slot,
+        "slot": manifest.slot if done.left_of_list is None else None,
         "log_last": done.log_last,
         "held": done.held,
         "missing": done.missing,
+        "left_of_list": done.left_of_list,
         "files": list(done.files),
     }
-    notes = _notes(done) if done.missing > 0 else []
+    notes = _notes(done) if done.log_last > done.held else []
     data["warnings"] = notes
-    lines = [f"{' and '.join(done.files)} as of {manifest.made_at}: slot {manifest.slot}, own log up to {done.held}"]
-    if done.missing > 0:
-        lines.append(f"entries {done.held + 1} to {done.log_last} of its log come from peers before it speaks")
-    lines += [f"warning: {note}" for note in notes]
+    lines = [*_said(done), *(f"warning: {note}" for note in notes)]
     lines.append(f"next: trustlog-replica run {folder}, and wait for: trustlog-replica health {folder}")
     output.result(data, lines, Group(key_values(data), *map(Text, lines)))
+
+
+def _said(done: Restored) -> list[str]:
+    manifest = done.manifest
+    files = f"{' and '.join(done.files) or 'nothing'} as of {manifest.made_at}"
+    if done.left_of_list is not None:
+        present = done.home.cluster.genesis.list_number
+        why = (
+            f"the members changed since that backup: its state, slot {manifest.slot}, is of list {done.left_of_list} "
+            f"of them, and list {present} is in force. It was not put back, because nobody can go on with it"
+        )
+        then = (
+            f"the state of list {present}, and what this log, which ends at {done.log_last}, said after it, comes "
+            "from peers before the replica speaks"
+        )
+        return [f"{files}: own log up to {done.held}", why, then]
+    lines = [f"{files}: slot {manifest.slot}, own log up to {done.held}"]
+    if done.missing:
+        lines.append(f"entries {done.held + 1} to {done.log_last} of its log come from peers before it speaks")
+    return lines
 
 
 def _notes(done: Restored) -> list[str]:

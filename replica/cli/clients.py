@@ -12,6 +12,7 @@ from rich.console import Group as Lines
 from replica.application import Right
 from replica.cli.operating import Operator, operated
 from replica.cluster.keys import read_public_key
+from replica.cluster.strict_toml import ConfigError
 from replica.core.clients import (
     PERMISSIONS_MAX,
     PREFIX_BYTES_MAX,
@@ -30,6 +31,8 @@ from replica.operations.clients import command, read_policy
 from trustlog.cli.contract import Output, example, grid, key_values, output_option
 
 DEADLINE_S = 30.0
+KEY_DIGITS_SHOWN = 16
+KEY_DIGITS_MIN = 8  # of a listed key that are taken for it
 
 KEY = click.argument("key", metavar="KEY")
 OPERATED = operated(DEADLINE_S, "f + 1 replicas must have answered alike")
@@ -46,7 +49,8 @@ def clients_commands() -> None:
 
     CLUSTER is cluster.toml or its directory. In mode "open", which is how a cluster begins, every key that was not
     revoked is a client's; in mode "listed" only keys that were allowed are. KEY is a client's public key: the digits in
-    the file client.pub of its folder, or that file or folder itself.
+    the file client.pub of its folder, or that file or folder itself. For a key that is listed already, the name that it
+    was allowed with does, too, or the first digits that `clients list` shows, if no other key has the same.
     """
 
 
@@ -76,7 +80,11 @@ def list_command(*, operator: Operator, output: Output) -> None:
     plain += [" ".join((row["key"], row["state"], what, held, row["name"] or "-")) for row, what, held in said]
     table = grid(
         ["key", "name", "state", "may", "quota", "command"],
-        [[row["key"], row["name"], row["state"], what, held, row["command"]] for row, what, held in said],
+        [
+            [f"{row['key'][:KEY_DIGITS_SHOWN]}…", row["name"], row["state"], what, held, row["command"]]
+            for row, what, held in said
+        ],
+        whole=("key", "state"),
     )
     summary = {
         "mode": policy.mode.label,
@@ -139,7 +147,7 @@ def allow_command(
 @output_option
 def revoke_command(*, operator: Operator, key: str, output: Output) -> None:
     """Revoke KEY: from that slot on nothing that it signs is executed, and it is told so. `allow` takes it back."""
-    made = read_public_key(key)
+    made = _listed_key(operator, key)
     _order(output, operator, lambda number: Revoke(number, made), key=made.hex())
 
 
@@ -184,7 +192,7 @@ def quota_command(
     quota = Quota(envelopes or 0, octets or 0, operations_per_s or 0)
     if none != (quota == NO_QUOTA):
         raise click.UsageError("give limits (--operations-per-s, --envelopes, --bytes), or --none")
-    made = read_public_key(key) if key else b""
+    made = _listed_key(operator, key) if key else b""
     _order(
         output,
         operator,
@@ -192,6 +200,32 @@ def quota_command(
         key=made.hex() or "default",
         quota=_held_to(quota),
     )
+
+
+def _listed_key(operator: Operator, text: str) -> bytes:
+    """Return the public key that KEY means: itself, its file or folder, or a listed one's name or first digits."""
+    try:
+        return read_public_key(text)
+    except ConfigError as error:
+        if os.path.lexists(text):
+            raise
+        trouble = error
+    policy = asyncio.run(read_policy(operator.present, operator.key, deadline_s=operator.deadline_s))
+    digits = text.removesuffix("…")
+    found = [
+        key
+        for key, _, listing in policy.listings
+        if text == listing.name or (len(digits) >= KEY_DIGITS_MIN and key.hex().startswith(digits))
+    ]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        keys = ", ".join(key.hex() for key in found)
+        raise ConfigError(f"{text}: {len(found)} listed keys are called that; give one of them: {keys}")
+    raise ConfigError(
+        f"{text}: not a client's public key, and no file, and no listed client is called that; give the digits in the client's "
+        "client.pub, that file, or a name of: trustlog-replica clients list"
+    ) from trouble
 
 
 def _order(output: Output, operator: Operator, made: Callable[[int], Command], **about: str) -> None:

@@ -392,6 +392,7 @@ def _show(output: Output, present: ClusterFile, answers: Sequence[Answer]) -> No
     table = grid(
         ["replica", "address", "since list", "log", "log id", "works under", "problem"],
         [[f"{row[name]}"[:16] if name == "log_id" else _word(row[name]) for name in names] for row in rows],
+        whole=("address", "log id"),
     )
     if ends is not None:
         text = f"list {genesis.list_number + 1} of members is agreed and not yet in force; it will be after slot {ends}"

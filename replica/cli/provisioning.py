@@ -192,7 +192,7 @@ def client_key_command(*, directory: Path, encrypt_keys: bool, passphrase_file: 
 @click.command(
     "assemble",
     short_help="Write the cluster file from public files.",
-    epilog=example("trustlog-replica assemble replica-*.public.toml --out cluster.toml"),
+    epilog=example("trustlog-replica assemble replica-*.public.toml --operator $(cat operator/client.pub)"),
 )
 @click.argument("public_files", metavar="PUBLIC.toml…", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), default="cluster.toml", show_default=True)
@@ -246,6 +246,13 @@ def assemble_command(
             f"warning: that the log of replica {', '.join(map(str, cluster.not_enrolled))} is in a TPM stands in its "
             "public file only, and anybody can write that: its evidence counts as self-asserted. Enrol the log "
             "(trustlog tpm), and assemble with --enrolled",
+            err=True,
+        )
+    if not operators:
+        click.echo(
+            "warning: no operator's key is named: no member of this cluster can ever be replaced, and no client "
+            f"allowed or revoked. Before it starts, make a key ({PROGRAM} client-key DIR), remove {out}, which is not "
+            "overwritten, and assemble again with --operator and the content of DIR/client.pub",
             err=True,
         )
 

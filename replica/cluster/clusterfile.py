@@ -399,7 +399,10 @@ def _genesis(table: Table) -> Genesis:
     try:
         return PbftGenesis(*agreed) if ordering is PBFT else new_genesis(*agreed, operators, founding)
     except ValueError as error:
-        raise ConfigError(f"{table.file_name}: genesis: {error}; make the file anew with trustlog-replica") from error
+        raise ConfigError(
+            f"{table.file_name}: genesis: {error}; restore the file from a copy: every replica and client has the "
+            "same, and one that is made anew is another cluster's"
+        ) from error
 
 
 def _replicas(top: Table, members: Sequence[Member]) -> tuple[ReplicaPlace, ...]:

@@ -313,12 +313,30 @@ def _load_home(
     if cluster.has_logs:
         # Its own file says under which list it works; what an operator keeps beside cluster.toml may be ahead of that.
         cluster = follow(cluster, read_links(path / OWN_NAME), str(path / OWN_NAME))
+    if (listed := _listed(path, cluster)) and settings.number not in listed:
+        number = " and ".join(map(str, sorted(listed)))
+        raise HomeError(
+            f"{path / SETTINGS_NAME}: number: {settings.number}, but {cluster_path} lists this folder's log and "
+            f"certificate as replica {number}'s; put the number right, or restore the folder's files from one copy"
+        )
     if settings.number >= cluster.genesis.n:
         raise NoMemberError(
             f"{path / SETTINGS_NAME}: number: {settings.number}, but {cluster_path} has replicas 0 to "
             f"{cluster.genesis.n - 1}; is it another cluster's file?{_no_members_file(path, cluster)}"
         )
     return with_listed_pair(ReplicaHome(path, settings, cluster, cluster_path))
+
+
+def _listed(path: Path, cluster: ClusterFile) -> set[int]:
+    """Return as which members a folder's log and certificate are listed, whatever its settings say."""
+    found = set()
+    with suppress(ConfigError):
+        der = read_certificate(path / TLS_CERTIFICATE_NAME)
+        found |= {place.number for place in cluster.replicas if place.certificate_der == der}
+    with suppress(ConfigError):
+        key = read_log_public_key(path / LOG_NAME) if cluster.has_logs else b""
+        found |= {member.number for member in cluster.genesis.members if member.log_public_key == key}
+    return found
 
 
 def with_listed_pair(home: ReplicaHome) -> ReplicaHome:
@@ -374,11 +392,11 @@ def _check_keys(home: ReplicaHome) -> None:
     """Refuse a folder whose keys are not those that the other replicas expect."""
     own, listed = home.settings.trusted_log.backend, home.cluster.genesis.members[home.number].log_kind
     if own != listed:
-        raise NoMemberError(
+        text = (
             f'{home.path / SETTINGS_NAME}: trusted_log.backend: "{log_kind_label(own)}", but {home.cluster_path} lists '
             f'"{log_kind_label(listed)}" for replica {home.number}; a log keeps its backend for ever: restore the file.'
-            f"{_no_members_file(home.path, home.cluster)}"
         )
+        raise _no_member(home, text)
     _check_pair(home)
     _check_log_is_there(home)
     pins = read_bounded(home.log_path / LOG_PUBLIC_KEY_NAME, 1024).split(b"\n")[1:2]
@@ -453,11 +471,19 @@ def _check_signing_key(home: ReplicaHome) -> None:
         raise _differ(home, home.signing_key_path, signing, "signing key", expected)
 
 
-def _differ(home: ReplicaHome, path: Path, own: bytes, what: str, listed: bytes) -> NoMemberError:
+def _differ(home: ReplicaHome, path: Path, own: bytes, what: str, listed: bytes) -> HomeError:
     own_digest, listed_digest = (hashlib.sha256(value).hexdigest() for value in (own, listed))
-    return NoMemberError(
+    return _no_member(
+        home,
         f"{path}: this {what} has SHA-256 {own_digest}, but {home.cluster_path} lists {listed_digest} "
         f"for replica {home.number}: this folder belongs to another cluster, or to other keys. "
         "Copy the cluster.toml that was assembled from this folder's public file to that place, or run the "
-        f"folder that belongs to this cluster.toml.{_no_members_file(home.path, home.cluster)}"
+        "folder that belongs to this cluster.toml.",
     )
+
+
+def _no_member(home: ReplicaHome, text: str) -> HomeError:
+    """Return the error for a folder that is not as its list has it: of no member only if nothing of it is listed."""
+    if _listed(home.path, home.cluster):
+        return HomeError(text)
+    return NoMemberError(text + _no_members_file(home.path, home.cluster))

@@ -17,6 +17,7 @@ read the old list, and nothing that was said under it counts above its last slot
 import hashlib
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from replica.core.checkpoint import Header, VerifyProof, check_certificate, decode_header, state_digest
@@ -107,6 +108,21 @@ def said_under(raw: bytes, genesis: Genesis, before: Genesis | None) -> tuple[He
     if header.list_number != genesis.list_number:
         raise LayoutError(f"a header of list {header.list_number} of members, not of list {genesis.list_number}")
     return header, genesis
+
+
+def earlier_list(raw: bytes, lists: Sequence[Genesis]) -> int | None:
+    """Return under which of these lists a header was said, if that is none with which the last of them can go on.
+
+    lists: every list so far. None for a header that `said_under` takes, and for what is no header; nothing is verified.
+    """
+    with suppress(LayoutError):
+        said_under(raw, lists[-1], lists[-2] if len(lists) > 1 else None)
+        return None
+    for genesis in lists[:-1]:
+        with suppress(LayoutError):
+            if decode_header(raw, genesis.n).list_number == genesis.list_number:
+                return genesis.list_number
+    return None
 
 
 def header_under(raw: bytes, genesis: Genesis, before: Genesis | None) -> Header:

@@ -131,7 +131,14 @@ class Inspection:
     @property
     def why_mute(self) -> str | None:
         """Return what must happen before this replica may speak, in words, or None."""
+        if self.needs_state:
+            return f"the state of list {self.genesis.list_number} of the members is not here; peers are asked for it"
         return None if self._live else self._catch_up.homecoming.missing(self._inboxes[self.number])
+
+    @property
+    def needs_state(self) -> bool:
+        """Say whether it can read no log yet, for want of a state that a quorum of the present members attested."""
+        return self._catch_up.needs_state
 
     @property
     def transfer(self) -> Transfer | None:

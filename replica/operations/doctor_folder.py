@@ -83,6 +83,7 @@ def examine_folder(path: Path, now: dt.datetime) -> tuple[list[Finding], Replica
     if home is not None:
         findings += _keys(home)
         findings += certificates(home.cluster, now)
+        findings += operators(home)
         findings += _next_certificate(home)
         findings += examine_log(home)
         findings += _databases(home)
@@ -138,6 +139,17 @@ def certificates(cluster: ClusterFile, now: dt.datetime) -> Iterator[Finding]:
             yield warning("certificate", subject, f"expires on {ends:%Y-%m-%d}", remedy)
         else:
             yield fine("certificate", subject, f"is valid until {ends:%Y-%m-%d}")
+
+
+def operators(home: ReplicaHome) -> Iterator[Finding]:
+    """Say so if nobody can change members or clients, for ever: that is better known before a replica is lost."""
+    if home.cluster.has_logs and not home.cluster.genesis.operators:
+        text = "names no operator's key: no member can ever be replaced, and no client allowed or revoked"
+        remedy = (
+            "a new cluster has one: if this one is still empty, assemble it again with --operator; else stop all "
+            "replicas and make one with its state (trustlog-replica refound)"
+        )
+        yield warning("operator", home.cluster_path, text, remedy)
 
 
 def _next_certificate(home: ReplicaHome) -> Iterator[Finding]:

@@ -42,6 +42,7 @@ from replica.cluster.keys import write_new
 from replica.cluster.memberlists import OWN_NAME
 from replica.cluster.replicatoml import dump_settings, load_settings
 from replica.cluster.writing import give_all, sync_directory
+from replica.core.chain import earlier_list
 from replica.operations.backup import (
     CHUNK,
     DATABASE_NAMES,
@@ -76,18 +77,22 @@ _NEW_LOG: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What was done. log_last: where the log ends. held: up to where the store holds it. files: what was put back."""
+    """What was done. log_last: where the log ends. held: up to where the store holds it. files: what was put back.
+
+    left_of_list: of which earlier list of members the backup's state is, which then was not put back; else None.
+    """
 
     manifest: Manifest
     home: ReplicaHome
     log_last: int
     held: int
     files: tuple[str, ...]
+    left_of_list: int | None
 
     @property
-    def missing(self) -> int:
-        """Return how many entries of the own log must come from peers."""
-        return self.log_last - self.held
+    def missing(self) -> int | None:
+        """Return how many entries of the own log must come from peers; None if their state decides that."""
+        return None if self.left_of_list is not None else self.log_last - self.held
 
 
 def restore(archive: Path, folder: Path, log: Any) -> Restored:  # noqa: ANN401 - structlog
@@ -164,9 +169,10 @@ def _into_folder(opened: tarfile.TarFile, manifest: Manifest, folder: Path, log:
     _check_same(manifest, home)
     with _staged(opened, manifest, folder) as staged, closing(_open_log(home, log)) as trusted:
         _check_end(manifest, home, trusted.last, staged)
+        left = _leave_an_earlier_state(home, staged)
         _leave_what_is_better(manifest, home, staged)
         _put(opened, manifest, home, staged)
-        return Restored(manifest, home, trusted.last, _held(home), tuple(staged))
+        return Restored(manifest, home, trusted.last, _held(home), tuple(staged), left)
 
 
 def _into_new_folder(opened: tarfile.TarFile, manifest: Manifest, folder: Path, log: Any) -> Restored:  # noqa: ANN401
@@ -181,8 +187,9 @@ def _into_new_folder(opened: tarfile.TarFile, manifest: Manifest, folder: Path, 
         _check_same(manifest, home)
         with _staged(opened, manifest, building) as staged, closing(_open_log(home, log)) as trusted:
             _check_end(manifest, home, trusted.last, staged)
+            left = _leave_an_earlier_state(home, staged)
             _put(opened, manifest, home, staged)
-            done = (trusted.last, _held(home), tuple(staged))
+            done = (trusted.last, _held(home), tuple(staged), left)
         sync_directory(building)
         building.rename(folder)
         sync_directory(folder.parent)
@@ -251,6 +258,18 @@ def _check_end(manifest: Manifest, home: ReplicaHome, log_last: int, staged: dic
         )
 
 
+def _leave_an_earlier_state(home: ReplicaHome, staged: dict[str, Path]) -> int | None:
+    """Leave out a state with which nobody can go on, as the members changed since; return of which list it is."""
+    if STATE_NAME not in staged:
+        return None
+    with closing(sqlite3.connect(f"{staged[STATE_NAME].absolute().as_uri()}?mode=ro", uri=True)) as db:
+        row = db.execute("select header from milestone").fetchone()
+    of_list = None if row is None else earlier_list(bytes(row[0]), home.cluster.lists)
+    if of_list is not None:
+        staged.pop(STATE_NAME).unlink()
+    return of_list
+
+
 def _leave_what_is_better(manifest: Manifest, home: ReplicaHome, staged: dict[str, Path]) -> None:
     """Keep a store that is whole and reaches as far as the backup's; BackupError if the state is whole as well."""
     if STORE_NAME not in staged or not _is_whole(home.store_path):
@@ -261,7 +280,8 @@ def _leave_what_is_better(manifest: Manifest, home: ReplicaHome, staged: dict[st
     if STATE_NAME not in staged or _is_whole(home.state_path):
         raise BackupError(
             f"{home.store_path} is whole and reaches entry {end} of this replica's log, the backup reaches "
-            f"{manifest.log_last}: nothing has to be restored. If you know better, move the file away first"
+            f"{manifest.log_last}, and has no state that would be needed: nothing has to be restored, and what the "
+            "replica lacks comes from its peers. If you know better, move the file away first"
         )
     staged.pop(STORE_NAME).unlink()
 

@@ -263,7 +263,7 @@ def _read(opened: _Opened, marks: set[int] | None = None) -> Survivor:
             raise SurvivorError(f"{opened.place}: {error}") from error
         if with_state and snapshot is None:
             raise SurvivorError(
-                f"{opened.place}: its state is damaged: {'; '.join(opened.notes)}. Take another survivor"
+                f"{opened.place}: its state cannot be used: {'; '.join(opened.notes)}. Take another survivor"
             )
         drop_former_logs(store, genesis, verifier, home.number)
         fixed = (genesis, home.number, application, verifier.initial_heads(), EnvelopeVerifier())

@@ -12,7 +12,7 @@ from typing import Any
 from replica.application import Application
 from replica.cluster.clusterfile import ClusterFile
 from replica.core.batch import decode_batch
-from replica.core.chain import found, said_under
+from replica.core.chain import earlier_list, found, said_under
 from replica.core.checkpoint import Header, check_certificate, decode_header, founding_header
 from replica.core.events import Effect, GroupReceived
 from replica.core.founding import check_maps
@@ -24,7 +24,7 @@ from replica.core.machine import ReplicaCore
 from replica.core.snapshot import Fetched, Snapshot
 from replica.shell.atrest import CLEAR, Clear
 from replica.shell.salvage import salvage
-from replica.shell.sqlitefile import StoreError
+from replica.shell.sqlitefile import EARLIER, StoreError
 from replica.shell.statestore import PinnedState, StateStore, discard_state
 from replica.shell.statetree import StateDamagedError
 from replica.shell.store import GroupDamagedError, Store, StoreDamagedError, StoredGroup
@@ -88,10 +88,11 @@ def load_snapshot(
     verifier: GroupVerifier,
     log: Any,  # noqa: ANN401 - structlog
 ) -> Snapshot | None:
-    """Return the state that the file holds, verified; None if there is none, or it was damaged and moved aside.
+    """Return the state that the file holds, verified; None if there is none, or it is of no use and was moved aside.
 
-    The last state of the list of members before the present one is what the present one begins with. StoreError if it
-    is to be that with which a cluster was founded, and is another one: that is no damage, somebody put it there.
+    The last state of the list of members before the present one is what the present one begins with. An earlier one, of
+    an old backup or of a replica that was away across a change, is of no use and no damage. StoreError if it is to be
+    that with which a cluster was founded, and is another one: that is no damage either, somebody put it there.
     """
     genesis, before = cluster.genesis, cluster.before
     try:
@@ -102,15 +103,24 @@ def load_snapshot(
             return None
         with view:
             _check_founding(view, genesis)
-            _, agreed = said_under(view.header, genesis, before)
-            if agreed is genesis:
-                return _verified(view, genesis, application, verifier)
-            last = _verified(view, agreed, application, GroupVerifier(agreed))
-            return found(last, genesis, verifier.initial_heads())
+            earlier, slot = earlier_list(view.header, cluster.lists), view.slot
+            if earlier is None:
+                _, agreed = said_under(view.header, genesis, before)
+                if agreed is genesis:
+                    return _verified(view, genesis, application, verifier)
+                last = _verified(view, agreed, application, GroupVerifier(agreed))
+                return found(last, genesis, verifier.initial_heads())
     except (StateDamagedError, LayoutError) as error:
-        damage = error
-    aside = store.discard()
-    log.error("state file damaged; peers are asked for the state", error=str(damage), moved_to=str(aside))
+        aside = store.discard()
+        log.error("state file damaged; peers are asked for the state", error=str(error), moved_to=str(aside))  # noqa: TRY400 - no traceback
+        return None
+    log.warning(
+        "the state is of an earlier list of members and is not used; peers are asked for one of the present list",
+        slot=slot,
+        of_list=earlier,
+        present_list=genesis.list_number,
+        moved_to=str(store.discard(EARLIER)),
+    )
     return None
 
 
@@ -169,8 +179,13 @@ def name_what_is_missing(core: ReplicaCore, begun_at: int, trusted_log: TrustedL
 
     SQLite drops what follows the first torn or rotten page of a write-ahead log without a word: for its file format
     that is where the log ends. Only the trusted log knows how far it reached. begun_at: the own log's index at the
-    cut of the state that the core began with.
+    cut of the state that the core began with. Without any state of the present members nothing is missing but that:
+    what this log said before it, nobody needs, and what it said later comes with it.
     """
+    if core.needs_state:
+        text = "no state of the present members is here; peers are asked for it, and for what this log said after it"
+        log.info(text, of_list=core.genesis.list_number, log_last=trusted_log.last)
+        return
     if begun_at + 1 < trusted_log.low:
         text = (
             f"the state file beside {store.path} reaches entry {begun_at} of this replica's own log, and a later state "

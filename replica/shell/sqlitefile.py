@@ -19,8 +19,9 @@ WAL_PAGES_MAX = 4096
 WAL_KEPT_BYTES = 64 * 1024 * 1024
 # A writer waits so long for another process that reads the file (a backup, `inspect`) and holds a lock.
 BUSY_S = 1.0
-# Damaged files kept aside, for whoever wants to look at them.
-DAMAGED_KEPT = 1
+# Files kept aside, for whoever wants to look at them: damaged ones, and states of an earlier list of members.
+ASIDE_KEPT = 1
+DAMAGED, EARLIER = "damaged", "earlier"
 
 # Our statements are fixed, so one that SQLite cannot carry out (ERROR) has met a table that lost its definition; and
 # what is too big for a limit (TOOBIG) was not written by us.
@@ -164,13 +165,14 @@ def words_of(error: Exception) -> str:
     return str(error) or "SQLite cannot make sense of a page"
 
 
-def set_aside(path: Path) -> Path:
-    """Move a damaged database out of the way, durably; return its new name. No connection to it may be open.
+def set_aside(path: Path, why: str = DAMAGED) -> Path:
+    """Move a database out of the way, durably; return its new name. No connection to it may be open.
 
-    It becomes NAME.damaged-N, with N above all there were; older ones beyond DAMAGED_KEPT are deleted.
+    It becomes NAME.damaged-N, or whatever word says `why`, with N above all there were; older ones of that word beyond
+    ASIDE_KEPT are deleted.
     """
-    before = damaged_files(path)
-    target = path.with_name(f"{path.name}.damaged-{before[-1][0] + 1 if before else 1}")
+    before = _files_aside(path, why)
+    target = path.with_name(f"{path.name}.{why}-{before[-1][0] + 1 if before else 1}")
     path.with_name(path.name + "-shm").unlink(missing_ok=True)
     # The write-ahead log goes first: beside a new file, SQLite would replay an old one into it.
     wal = path.with_name(path.name + "-wal")
@@ -180,7 +182,7 @@ def set_aside(path: Path) -> Path:
     sync_directory(path.parent)
     path.replace(target)
     sync_directory(path.parent)
-    for _, old in before[: len(before) + 1 - DAMAGED_KEPT]:
+    for _, old in before[: len(before) + 1 - ASIDE_KEPT]:
         for suffix in ("", "-wal", "-shm"):
             old.with_name(old.name + suffix).unlink(missing_ok=True)
     return target
@@ -201,8 +203,12 @@ def finish_replacement(path: Path) -> None:
 
 
 def damaged_files(path: Path) -> list[tuple[int, Path]]:
-    """Return the numbers and names of files that were set aside, oldest first."""
-    name = re.compile(re.escape(path.name) + r"\.damaged-([0-9]{1,9})")
+    """Return the numbers and names of damaged files that were set aside, oldest first."""
+    return _files_aside(path, DAMAGED)
+
+
+def _files_aside(path: Path, why: str) -> list[tuple[int, Path]]:
+    name = re.compile(re.escape(path.name) + rf"\.{why}-([0-9]{{1,9}})")
     found = ((name.fullmatch(other.name), other) for other in path.parent.iterdir())
     return sorted((int(match[1]), other) for match, other in found if match)
 

@@ -24,7 +24,7 @@ from typing import Self
 from replica.core.layout import U64
 from replica.core.tree import BUCKETS, KEY_BYTES_MAX, bucket_digest, bucket_of, encode_bucket
 from replica.shell.atrest import CLEAR, PART, Clear, UnsealError
-from replica.shell.sqlitefile import claim, open_file, set_aside, transaction, wal_bytes
+from replica.shell.sqlitefile import DAMAGED, claim, open_file, set_aside, transaction, wal_bytes
 from replica.shell.statetree import (
     VALUE_BYTES_MAX,
     StateDamagedError,
@@ -258,10 +258,10 @@ class StateStore:
         """Return the size of the write-ahead log, which a pinned view keeps from being emptied."""
         return wal_bytes(self.path)
 
-    def discard(self) -> Path:
+    def discard(self, why: str = DAMAGED) -> Path:
         """Move the file aside and begin an empty one; return its new name. Close pinned views before."""
         self._db.close()
-        aside = discard_state(self.path)
+        aside = discard_state(self.path, why)
         with guarded(self.path):
             self._db = self._open()
         return aside
@@ -271,9 +271,9 @@ class StateStore:
         self._db.close()
 
 
-def discard_state(path: Path) -> Path:
+def discard_state(path: Path, why: str = DAMAGED) -> Path:
     """Move a state file aside that is not open, as NAME.damaged-N; return its new name. The newest one is kept."""
-    return set_aside(path)
+    return set_aside(path, why)
 
 
 def _digest_of(

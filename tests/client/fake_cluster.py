@@ -33,6 +33,7 @@ from replica.wire.messages import (
     ClientHello,
     MembersShown,
     Message,
+    Notice,
     Ping,
     Pong,
     Reply,
@@ -86,6 +87,8 @@ class FakeConnection(MessageProtocol):
             return
         elif isinstance(message, Ping):
             self.send(Pong(message.number))
+        elif isinstance(message, Request) and "busy" in manners:
+            self.send(Notice("busy", "this client is over its quota: 5 operations per second"))
         elif isinstance(message, Request) and "silent" not in manners:
             fleet.on_request(self.replica, message.envelope)
         elif isinstance(message, AskMembers):

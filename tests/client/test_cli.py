@@ -321,6 +321,17 @@ def test_silent_replicas_are_exit_3_and_an_unknown_outcome(run, served):
     assert (code, document(out)["error"]["code"]) == (3, "unreachable")
 
 
+def test_who_is_over_its_quota_is_not_asked_whether_replicas_run(run, served):
+    for replica in served.replicas:
+        replica.manners.add("busy")
+    code, out, _ = run("put", "k", "w", "-o", "json", deadline="2")
+    error = document(out)["error"]
+    assert (code, error["code"]) == (3, "busy")
+    assert "5 operations per second" in error["message"]
+    assert "quota" in error["hint"]
+    assert "running" not in error["hint"]
+
+
 # Use.
 
 

@@ -1,5 +1,6 @@
 """Backup and restore with real replicas: data comes back, and no log is ever rolled back by it."""
 
+import asyncio
 import io
 import json
 import os
@@ -14,6 +15,7 @@ import pytest
 from replica.cluster.provision import assemble, keygen, make_client
 from replica.cluster.replicatoml import TrustedLogSettings
 from replica.operations.backup import own_end
+from tests.cluster.test_members import Changing
 from tests.support.calling import json_caller
 from tests.support.cluster import Processes
 from tests.support.keymaterial import exposed_in, secrets_of
@@ -120,6 +122,46 @@ def test_lost_databases_come_back_and_the_log_goes_on(tmp_path, call):
         wait_for(lambda: call("health", cluster.folder(1))[0] == 0, "healthy")
         assert cluster.kill(1, signal.SIGTERM) == 0
         assert log_end(cluster, 1) > said
+
+
+@pytest.mark.timeout(300)
+def test_a_backup_from_before_a_change_of_members(tmp_path, call):
+    """Its state is of no use, which is said, and is no damage; also if it is put there by hand."""
+    with Changing(tmp_path / "c") as cluster:
+        cluster.start_and_wait()
+        put(cluster, 0, 150)
+        folder = cluster.folder(1)
+        code, made = call("backup", folder, tmp_path / "old")
+        assert (code, made["slot"] > 0) == (0, True)
+        cluster.kill(2)
+        cluster.member("replace", cluster.directory, cluster.make(2, "new-2"))
+        cluster.start(2)
+        asyncio.run(cluster.until_all_are_over(1))
+        put(cluster, 150, 20)
+        assert cluster.kill(1, signal.SIGTERM) == 0
+        kept = cluster.log_text(1)
+        for path in [*folder.glob("store.sqlite*"), *folder.glob("state.sqlite*")]:
+            path.unlink()
+        code, done = call("restore", tmp_path / "old", folder)
+        assert (code, done["left_of_list"], done["files"]) == (0, 0, ["store.sqlite"])
+        assert (done["slot"], done["missing"], done["warnings"]) == (None, None, [])
+        for by_hand in (False, True):
+            if by_hand:
+                for path in folder.glob("state.sqlite*"):
+                    path.unlink()
+                (folder / "state.sqlite").write_bytes(members(tmp_path / "old")["state.sqlite"])
+                (folder / "state.sqlite").chmod(0o600)
+            cluster.start(1)
+            wait_for(lambda: call("health", folder)[0] == 0, "healthy")
+            assert cluster.kill(1, signal.SIGTERM) == 0
+            said = [json.loads(line) for line in cluster.log_text(1).removeprefix(kept).splitlines()]
+            kept = cluster.log_text(1)
+            assert any("no state of the present members is here" in line["event"] for line in said)
+            assert any("of an earlier list of members and is not used" in line["event"] for line in said) is by_hand
+            assert [line for line in said if line["level"] == "error" or "damaged" in line["event"]] == []
+            assert [path.name for path in folder.glob("*.*-1")] == ["state.sqlite.earlier-1"] * by_hand
+        _, found = call("doctor", folder, "--offline")
+        assert [one for one in found["findings"] if one["severity"] != "ok" and one["check"] != "mode"] == []
 
 
 def test_what_is_refused_changes_nothing(tmp_path, call):

@@ -100,6 +100,30 @@ def test_only_listed_keys_and_their_prefixes(tmp_path):
         assert cluster.trustlog_client("get", "b/1").stdout == "secret"
 
 
+def test_a_listed_key_may_be_called_by_its_name_and_tables_are_readable(tmp_path):
+    with Policed(tmp_path / "c") as cluster:
+        cluster.start_and_wait()
+        mine, other = cluster.mine.public_key.hex(), cluster.other.public_key.hex()
+        cluster.clients("allow", mine, "--name", "meter")
+        cluster.clients("allow", other, "--name", "meter")
+        said = cluster.clients("revoke", "meter", expected=2).stderr
+        assert mine in said
+        assert other in said
+        assert "clients list" in cluster.clients("revoke", "metre", expected=2).stderr
+        cluster.clients("allow", other, "--name", "shop")
+        assert json.loads(cluster.clients("revoke", "meter", "-o", "json").stdout)["key"] == mine
+        table = cluster.clients("list", "-o", "table").stdout.splitlines()
+        assert max(map(len, table)) <= 80
+        (line,) = [line for line in table if "shop" in line]
+        assert line.split()[0] == f"{other[:16]}…"
+        assert "allowed" in line
+        done = json.loads(cluster.clients("quota", line.split()[0], "--envelopes", 3, "-o", "json").stdout)
+        assert done["key"] == other
+        table = cluster.typed("replica.cli.main", "member", "list", cluster.directory, "-o", "table").stdout
+        assert all(place.address in table for place in cluster.cluster.replicas)
+        assert max(map(len, table.splitlines())) <= 80
+
+
 def test_a_revoked_key_is_refused_at_once_and_stays_so(tmp_path):
     """Under load of another client, over a replay, a state transfer and a restart of all."""
     with Policed(tmp_path / "c") as cluster:

@@ -230,12 +230,15 @@ def test_several_machines_page(tmp_path: Path) -> None:
         # What a user copies to the machine that assembles.
         made = tmp_path / "my-cluster" / f"replica-{number}" / f"replica-{number}.public.toml"
         shutil.copy(made, tmp_path)
-    for line in (
-        next(line for line in lines if "assemble" in line),
-        next(line for line in lines if "client-key" in line),
-    ):
-        done = run(line, tmp_path)
-        assert done.returncode == 0, done.stderr
+    key = "$(cat my-cluster/operator/client.pub)"
+    made = [line for line in lines if line.split()[1] in {"client-key", "assemble"}]
+    assert ["operator" in line for line in made] == [True, True, False]
+    for line in made:
+        public = tmp_path / "my-cluster" / "operator" / "client.pub"
+        done = run(line.replace(key, public.read_text().strip()) if key in line else line, tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+    assert key in made[1]
+    assert load_cluster_file(tmp_path / "my-cluster").genesis.operators
     running = []
     try:
         for number in range(3):

@@ -68,6 +68,13 @@ def test_a_shell_is_answered(program):
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
+def test_without_a_shell_it_says_which_there_are(program):
+    done = run(program, "completion")
+    assert done.returncode == 2
+    assert "Choose from: bash, zsh, fish" in done.stderr
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_the_script_is_one_for_that_shell(program, shell, tmp_path):
     done = run(program, "completion", shell)
@@ -115,6 +122,8 @@ def test_every_command_has_a_page_that_can_be_shown(tmp_path):
         assert ".SH EXAMPLE\n" in text, name
         assert ".SH EXIT STATUS\n" in text, name
         assert "\b" not in text, name
+        title = name.upper().replace("-", r"\-")
+        assert text.startswith(f'.TH "{title}" "1" "" "trustlog '), name
     assert r"\fB\-\-retain\-mib\fP" in pages["trustlog-replica-run"]
     assert "TRUSTLOG_RETAIN_MIB" in pages["trustlog-replica-run"]
     groff = shutil.which("groff")

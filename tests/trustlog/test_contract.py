@@ -96,6 +96,36 @@ def test_numbers_are_finite_and_within_bounds(text):
         option.type.convert(text, option, None)
 
 
+def test_what_click_says_is_one_line_and_names_the_commands_own_help(capsys):
+    @click.group()
+    def tool():
+        pass
+
+    @tool.group()
+    def inner():
+        pass
+
+    @inner.command()
+    @click.argument("shell", type=click.Choice(["bash", "zsh"]))
+    @click.argument("numbers", nargs=2)
+    def act(**_):
+        pass
+
+    for words in ([], ["bash", "3"]):
+        with pytest.raises(SystemExit):
+            run(tool, ["inner", "act", *words], "tool")
+        error, hint = capsys.readouterr().err.splitlines()
+        assert "\\" not in error
+        assert hint == "hint: see: tool inner act --help"
+
+
+def test_a_whole_column_is_not_broken(capsys):
+    rows = [["127.0.0.1:7200", *["x" * 20] * 7]]
+    for whole in ((), ("address",)):
+        Output("table").result({}, "", grid(["address", *"abcdefg"], rows, whole=whole))
+        assert ("127.0.0.1:7200 " in capsys.readouterr().out) is bool(whole)
+
+
 def test_unexpected_failures_are_not_hidden(capsys):
     Failing.outcome = ZeroDivisionError()
     with pytest.raises(ZeroDivisionError):

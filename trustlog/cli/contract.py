@@ -25,7 +25,7 @@ import math
 import os
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar, cast
 
@@ -102,11 +102,14 @@ def key_values(pairs: Mapping[str, object]) -> Table:
     return table
 
 
-def grid(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    """Build a table with headings; cells are made printable and are never taken as markup."""
+def grid(headings: Sequence[str], rows: Iterable[Sequence[object]], whole: Collection[str] = ()) -> Table:
+    """Build a table with headings; cells are made printable and are never taken as markup.
+
+    whole: the headings of columns whose cells are not broken, however narrow the terminal is.
+    """
     table = Table(box=None, pad_edge=False)
     for heading in headings:
-        table.add_column(Text(heading), overflow="fold")
+        table.add_column(Text(heading), overflow="fold", no_wrap=heading in whole)
     for row in rows:
         table.add_row(*(Text(printable(str(cell))) for cell in row))
     return table
@@ -244,11 +247,20 @@ def _run(group: click.Group, arguments: list[str], prog_name: str) -> int:
         _write(error.format_message(), sys.stderr)
         return Exit.USAGE
     except (click.ClickException, CommandError, TrustLogError, OSError) as error:
-        failure = as_command_error(error, prog_name)
+        failure = as_command_error(error, _command_path(group, arguments, prog_name))
     else:
         return result if isinstance(result, Exit) else Exit.OK
     _report(failure, as_json=_wants_json(arguments))
     return failure.exit_code
+
+
+def _command_path(group: click.Group, arguments: Sequence[str], prog_name: str) -> str:
+    """Return which command was typed, for an error of click's that does not know it."""
+    path, command = prog_name, cast("click.Command", group)
+    for word in arguments:
+        if isinstance(command, click.Group) and word in command.commands:
+            path, command = f"{path} {word}", command.commands[word]
+    return path
 
 
 def as_command_error(error: Exception, prog_name: str = "trustlog") -> CommandError:
@@ -257,7 +269,9 @@ def as_command_error(error: Exception, prog_name: str = "trustlog") -> CommandEr
         return error
     if isinstance(error, click.ClickException):
         path = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else prog_name
-        return CommandError(error.format_message(), f"see: {path} --help", Exit.USAGE, code="usage")
+        # Where click lists choices, it breaks lines.
+        text = " ".join(error.format_message().split())
+        return CommandError(text, f"see: {path} --help", Exit.USAGE, code="usage")
     if isinstance(error, VerificationError):
         return CommandError(str(error), "do not rely on this; ask for it again", code=error.reason)
     if isinstance(error, SealedStateError):

@@ -109,7 +109,10 @@ def test_several_machines(call, tmp_path):
         code, out, _ = call("keygen", f"m{i}/replica-{i}", "--number", i, "--address", f"[::1]:{7100 + i}")
         assert code == 0
         publics.append(out.strip())
-    code, out, err = call("assemble", *publics, "--out", "cluster.toml", "--name", "spread", "-o", "json")
+    assert call("client-key", "operator")[0] == 0
+    key = (tmp_path / "operator" / "client.pub").read_text().strip()
+    words = ("--out", "cluster.toml", "--name", "spread", "--operator", key, "-o", "json")
+    code, out, err = call("assemble", *publics, *words)
     assert (code, err) == (0, "")
     (document,) = documents(out)
     assert document["cluster_file"] == "cluster.toml"
@@ -123,6 +126,19 @@ def test_several_machines(call, tmp_path):
     for i in range(3):
         shutil.copy("cluster.toml", f"m{i}")
         assert load_home(tmp_path / f"m{i}" / f"replica-{i}").number == i
+
+
+@pytest.mark.parametrize("form", ["plain", "table", "json"])
+def test_assembling_without_an_operator_warns(call, form):
+    publics = []
+    for i in range(3):
+        code, out, _ = call("keygen", f"replica-{i}", "--number", i, "--address", f"[::1]:{7100 + i}")
+        assert code == 0
+        publics.append(out.strip())
+    code, _, err = call("assemble", *publics, "-o", form)
+    assert code == 0
+    assert "warning: no operator's key is named" in err
+    assert "--operator" in err
 
 
 def test_run_with_the_wrong_cluster_file_says_so(call, tmp_path):

@@ -142,6 +142,27 @@ def test_who_is_no_member_is_told_apart_from_what_is_wrong(folder, call, tmp_pat
     assert call("config", "check", folder)[0] == 2
 
 
+def test_a_members_folder_with_a_mistake_is_no_strangers(folder, call):
+    path = folder / "replica.toml"
+    before = path.read_text()
+    for text, words in (
+        (before + '[trusted_log]\nbackend = "process"\n', "a log keeps its backend for ever: restore the file."),
+        (before.replace("number = 0", "number = 1"), "number: 1, but"),
+        (before.replace("number = 0", "number = 7"), "as replica 0's; put the number right"),
+    ):
+        path.write_text(text)
+        code, data, _ = call("config", "check", folder)
+        assert (code, data["error"]["code"], words in data["error"]["message"]) == (2, "configuration", True)
+        assert "members.toml" not in data["error"]["message"]
+
+
+def test_the_advice_for_a_damaged_cluster_file_is_to_restore_it(folder, call):
+    file = folder.parent / "cluster.toml"
+    file.write_text(file.read_text().replace("f = 1", "f = 2", 1))
+    code, data, _ = call("config", "check", folder)
+    assert (code, "restore the file" in data["error"]["message"]) == (2, True)
+
+
 def test_a_misspelt_key_is_an_error_with_the_nearest_name(folder, call):
     write(folder, "retain_mb = 3\n")
     code, data, _ = call("config", "check", folder)

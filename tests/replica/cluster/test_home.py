@@ -117,9 +117,9 @@ def test_certificate_with_another_key(folder):
 
 def test_number_of_another_replica(folder):
     replace_once(folder / "replica.toml", "number = 1", "number = 2")
-    refused(folder, "tls.crt", "for replica 2")
+    refused(folder, "replica.toml", "number: 2", "as replica 1's")
     replace_once(folder / "replica.toml", "number = 2", "number = 3")
-    refused(folder, "replica.toml", "number: 3", "replicas 0 to 2")
+    refused(folder, "replica.toml", "number: 3", "as replica 1's")
 
 
 def test_readable_key_is_refused(folder):

@@ -13,7 +13,15 @@ import pytest
 
 from replica.cluster.clusterfile import load_cluster_file
 from replica.cluster.home import load_home
-from replica.cluster.provision import ProvisionError, TpmPlace, assemble, keygen, load_public_part, public_file_name
+from replica.cluster.provision import (
+    ProvisionError,
+    TpmPlace,
+    assemble,
+    keygen,
+    load_public_part,
+    make_client,
+    public_file_name,
+)
 from replica.cluster.replicatoml import TrustedLogSettings, load_settings
 from replica.cluster.strict_toml import ConfigError
 from replica.shell.atrest import CLEAR
@@ -124,7 +132,8 @@ def test_assembling_on_the_command_line_warns_of_what_nobody_was_shown(cluster, 
     seen = accepted(machine, cluster / "replica-1" / "log", tmp_path / "accepted.pub")
     said = command("assemble", *files, "--out", tmp_path / "a.toml")
     assert "warning: that the log of replica 1 is in a TPM stands in its public file only" in said
-    shown = command("assemble", *files, "--out", tmp_path / "b.toml", "--enrolled", "1", seen, "-o", "json")
+    operator = ("--operator", make_client(tmp_path / "operator").public_key.hex())
+    shown = command("assemble", *files, "--out", tmp_path / "b.toml", "--enrolled", "1", seen, *operator, "-o", "json")
     assert json.loads(shown)["replicas"][1]["log_enrolled"] is True  # and no warning beside it
     twice = command("assemble", *files, "--enrolled", "1", seen, "--enrolled", "1", seen, code=2)
     assert "names a replica twice" in twice

@@ -4,11 +4,12 @@ import datetime as dt
 import json
 import os
 import resource
+import shutil
 
 import pytest
 
 from replica.cluster.home import load_home
-from replica.cluster.provision import init_cluster, renew_certificate
+from replica.cluster.provision import assemble, init_cluster, keygen, renew_certificate
 from replica.operations import doctor_folder
 from replica.operations.asking import Answer, Outcome
 from replica.operations.doctor_network import examine_peer
@@ -122,6 +123,20 @@ def test_certificates_by_the_clock(home):
     soon = dt.datetime(9999, 12, 20, tzinfo=dt.UTC)
     assert {one.severity for one in doctor_folder.certificates(home.cluster, soon)} == {Severity.WARNING}
     assert {one.severity for one in at(1960)} == {Severity.PROBLEM}
+
+
+def test_a_cluster_that_nobody_can_change(home, tmp_path):
+    assert list(doctor_folder.operators(home)) == []
+    publics = []
+    for i in range(3):
+        shutil.rmtree(tmp_path / "c" / f"replica-{i}")
+        publics.append(keygen(tmp_path / "c" / f"replica-{i}", i, "127.0.0.1", 7100 + i))
+    (tmp_path / "c" / "cluster.toml").unlink()
+    assemble(publics, tmp_path / "c" / "cluster.toml")
+    found, _ = doctor_folder.examine_folder(home.path, dt.datetime.now(dt.UTC))
+    assert [(one.check, one.severity, "refound" in one.remedy) for one in found if one.check == "operator"] == [
+        ("operator", Severity.WARNING, True)
+    ]
 
 
 def problems(home):

@@ -191,16 +191,16 @@ def test_a_cluster_that_executed_nothing_has_nothing_to_go_on_from(tmp_path):
 
 def test_a_damaged_state_is_named_and_not_passed_over(old, tmp_path):
     edit(old / "replica-1" / "state.sqlite", "update entries set value = x'00' where tree = 0")
-    assert "its state is damaged" in refused(tmp_path, old / "replica-1")
+    assert "its state cannot be used: state file damaged" in refused(tmp_path, old / "replica-1")
 
 
 def test_a_forged_state_is_refused(old, tmp_path):
     """Whoever changes a key and all digests above it cannot change what a quorum attested."""
     path = old / "replica-1" / "state.sqlite"
     rewrite(path, load_cluster_file(old).cluster_id, 1, [(b"k0", b"forged")])
-    assert "its state is damaged" in refused(tmp_path, old / "replica-1")
+    assert "its state cannot be used: state file damaged" in refused(tmp_path, old / "replica-1")
     rewrite(path, load_cluster_file(old).cluster_id, 1, [], with_header=True)
-    assert "its state is damaged" in refused(tmp_path, old / "replica-1")
+    assert "its state cannot be used: state file damaged" in refused(tmp_path, old / "replica-1")
 
 
 @pytest.fixture
