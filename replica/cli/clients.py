@@ -223,8 +223,8 @@ def _listed_key(operator: Operator, text: str) -> bytes:
         keys = ", ".join(key.hex() for key in found)
         raise ConfigError(f"{text}: {len(found)} listed keys are called that; give one of them: {keys}")
     raise ConfigError(
-        f"{text}: not a client's public key, and no file, and no listed client is called that; give the digits in the client's "
-        "client.pub, that file, or a name of: trustlog-replica clients list"
+        f"{text}: not a client's public key, and no file, and no listed client is called that; give the digits in the "
+        "client's client.pub, that file, or a name of: trustlog-replica clients list"
     ) from trouble
 
 
