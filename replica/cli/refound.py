@@ -130,6 +130,7 @@ def _refuse(plan: Plan, accepted: int | None, output: Output) -> None:
     lines.append(f"if that is accepted, repeat the command with: --accept-loss {slot}")
     lines.append(f"{LAST_RESORT}.")
     plain = [
+        *([given.strip()] if given else []),
         f"application_version={plan.version}",
         *(f"lost: {text}" for text in plan.losses()),
         f"accept-loss={slot}",

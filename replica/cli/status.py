@@ -1,6 +1,8 @@
 """`trustlog-replica status` and `health`: what replicas say of themselves now, for people, probes and scripts."""
 
 import asyncio
+import datetime as dt
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,18 +69,20 @@ def status_command(
 
     Exit 3 if fewer than f+1 replicas answer, because then the cluster serves nobody. With -o plain, each replica is a
     line of thirteen fields with tabs between them: number, * or -, address, view, slot, stable, lag, log, what attests
-    it, fsync, attest, client, and the remark.
+    it, fsync, attest, client, and the remark. With --watch, each round of them begins with a line "# " and the time.
     """
     cluster = cluster_at(place)
     if not watch:
         answers = uvloop.run(ask_all(cluster, deadline))
         _print(cluster, answers, output)
         return _exit(cluster, answers)
-    if output.format == "table":
+    if output.format == "table" and sys.stdout.isatty():
         return _watch_table(cluster, interval, count, deadline)
     answers = []
     for _ in _times(interval, count):
         answers = uvloop.run(ask_all(cluster, deadline))
+        if output.format != "json":
+            click.echo(f"# {dt.datetime.now(dt.UTC).isoformat(timespec='seconds')}")
         _print(cluster, answers, output)
     return _exit(cluster, answers)
 

@@ -32,6 +32,11 @@ class Inspection:
         return self._pen.view
 
     @property
+    def view_read(self) -> int:
+        """The view that its own log shows, as far as it was read; it is in that one as soon as it may speak."""
+        return max(self.view, self._known.states[self.number].view)
+
+    @property
     def stable(self) -> int:
         """The slot of the newest stable checkpoint."""
         return self._known.stable

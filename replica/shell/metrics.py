@@ -5,10 +5,13 @@ and alert rules that use them.
 """
 
 import json
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
+from cryptography import x509
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -32,6 +35,57 @@ _GAUGES: Final = {
     "uptime_s": "Seconds since the start",
 }
 
+# What may be refused, so that each has a series before it happens first; what a peer's evidence or a group's proof is
+# refused for is more, and has one from then on.
+REFUSALS: Final = (
+    "accept-failed",
+    "bad-envelope-signature",
+    "before-appraisal",
+    "client-gave-way",
+    "disk-behind",
+    "evidence-not-judged",
+    "evidence-not-made",
+    "evidence-version",
+    "executed-lately",
+    "foreign-envelope",
+    "group-dropped",
+    "group-forked",
+    "group-known",
+    "group-own-log",
+    "group-stray",
+    "handshake-timeout",
+    "heads-of-another-list",
+    "hello-bad-signature",
+    "hello-not-that-replica",
+    "hello-other-cluster",
+    "hello-too-many-clients",
+    "hello-version",
+    "http-failed",
+    "idle",
+    "lie",
+    "malformed-envelope",
+    "members-refused",
+    "members-unasked",
+    "notice-from-peer",
+    "offer-unasked",
+    "part-gone",
+    "part-poisoned",
+    "parts-at-once",
+    "relay-answered",
+    "relay-not-sent",
+    "relay-queue-full",
+    "replay-again",
+    "reply-not-read",
+    "reply-too-large",
+    "request-gave-way",
+    "request-over-quota",
+    "request-queue-full",
+    "state-refused",
+    "state-unreadable",
+    "tls-failed",
+    "too-many-strangers",
+)
+
 
 class ReplicaMetrics(Collector):
     """One replica's metrics, as they are when they are asked for."""
@@ -45,6 +99,7 @@ class ReplicaMetrics(Collector):
         yield from _of_report(report)
         yield from _of_peers(report)
         yield from self._measured()
+        yield from self._kept()
 
     def _measured(self) -> Iterator[Metric]:
         measures = self._node.measures
@@ -67,6 +122,18 @@ class ReplicaMetrics(Collector):
             suspicions.add_metric([str(number)], measures.suspicions[number])
             exposures.add_metric([str(number)], measures.exposures[number])
         yield from (suspicions, exposures)
+
+    def _kept(self) -> Iterator[Metric]:
+        """Yield what must be looked after in time: the own certificate, and the disk below the folder."""
+        home = self._node.home
+        ends = x509.load_der_x509_certificate(home.place.certificate_der).not_valid_after_utc.timestamp()
+        yield GaugeMetricFamily(
+            "trustlog_certificate_expiry_timestamp_seconds", "When its certificate expires, Unix time", value=ends
+        )
+        with suppress(OSError):
+            found = os.statvfs(home.path)
+            free = found.f_bavail * found.f_frsize
+            yield GaugeMetricFamily("trustlog_disk_free_bytes", "Free on the disk of the replica's folder", value=free)
 
 
 def _of_report(report: dict[str, Any]) -> Iterator[Metric]:
@@ -97,7 +164,7 @@ def _of_report(report: dict[str, Any]) -> Iterator[Metric]:
     yield GaugeMetricFamily("trustlog_evidence_files", "Files of evidence kept", value=len(report["evidence"]))
     yield CounterMetricFamily("trustlog_operations", "Operations executed", value=report["operations"])
     refused = CounterMetricFamily("trustlog_refused", "What was refused, by reason", labels=["reason"])
-    for reason, count in report["refused"].items():
+    for reason, count in {**dict.fromkeys(REFUSALS, 0), **report["refused"]}.items():
         refused.add_metric([reason], count)
     yield refused
 

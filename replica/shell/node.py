@@ -200,7 +200,7 @@ class Node:
         self.log.info(
             "listening",
             address=self.home.place.address,
-            view=self.core.view,
+            view=self.core.view_read,
             executed=self.core.executed,
             log_last=self.trusted_log.last,
         )
@@ -380,7 +380,9 @@ class Node:
     def _on_view_entered(self, effect: ViewEntered) -> None:
         self.measures.view_changes += self.core.is_live
         leader = primary(effect.view, self.home.cluster.genesis.n)
-        self.log.warning("entering view", view=effect.view, primary=leader)
+        # What is read again after a restart happened before it.
+        say = self.log.warning if self.core.is_live else self.log.info
+        say("entering view", view=effect.view, primary=leader)
 
     def _hold_back(self, *, pause: bool) -> None:
         """Read no further from peers while the disk is behind, or go on."""

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.cluster
 MONITORING = Path(__file__).parents[2] / "deploy" / "monitoring"
 DOCKER = MONITORING.parent / "docker"
 DASHBOARD = MONITORING / "grafana" / "trustlog.json"
+REPLICA = MONITORING.parents[1] / "replica"
 NAME = re.compile(r"\btrustlog_[a-z_]+\b")
 
 
@@ -87,6 +88,22 @@ def test_what_is_measured_counts(shown):
         assert operations == values(text, "trustlog_operations_total")[0] == 21
         assert 'trustlog_replica_info{backend="software"' in text
         assert values(text, "trustlog_peer_same_cluster_file") == [1.0, 1.0]
+
+
+def test_what_was_never_refused_has_a_series_at_0(shown):
+    source = "\n".join(path.read_text() for part in ("shell", "core") for path in (REPLICA / part).glob("*.py"))
+    counted = set(re.findall(r'(?:refusals\[|_refuse_request\()"([a-z-]+)"', source))
+    counted |= {f"hello-{code}" for code in re.findall(r'_refuse_hello\(\s*"([a-z-]+)"', source)}
+    assert len(counted) > 30
+    for text in shown:
+        assert counted <= set(re.findall(r'^trustlog_refused_total\{reason="(.+)"\} ', text, re.MULTILINE))
+        assert 'trustlog_refused_total{reason="request-over-quota"} 0.0' in text
+
+
+def test_the_disk_and_the_certificate(shown):
+    for text in shown:
+        assert values(text, "trustlog_disk_free_bytes")[0] > 0
+        assert values(text, "trustlog_certificate_expiry_timestamp_seconds")[0] > 2**32, "it does not expire"
 
 
 def test_the_dashboard_is_one_that_grafana_imports():

@@ -92,7 +92,12 @@ def test_a_cluster_that_is_well(running, call, doctor):
         "status", running.directory / "cluster.toml", "-o", "table", "--watch", "--count", "2", "--interval", "0.1"
     )
     assert code == 0
-    assert out.count("3 of 3 replicas answer") >= 1
+    assert out.count("3 of 3 replicas answer") == 2, "a file has every round"
+    assert out.endswith("\n")
+    code, out, _ = call("status", running.directory, "-o", "plain", "--watch", "--count", "2", "--interval", "0.1")
+    rounds = [line for line in out.splitlines() if line.startswith("# ")]
+    assert (code, len(rounds), len(out.splitlines())) == (0, 2, 8)
+    assert all(dt.datetime.fromisoformat(line.removeprefix("# ")).tzinfo for line in rounds)
     code, out, _ = call("health", running.folder(0), "-o", "json")
     assert (code, json.loads(out)["ready"], json.loads(out)["problem"]) == (0, True, None)
 

@@ -139,6 +139,8 @@ def test_the_doctor_names_a_passphrase_that_opens_nothing(tmp_path, words):
     words.write_text(WORDS + "\n")
     plain = program("replica", "keys", "passphrase", tmp_path / "c", "--remove", "--passphrase-file", words)
     assert (plain.returncode, len(plain.stdout.splitlines())) == (0, 5), plain.stderr
+    again = program("replica", "keys", "passphrase", tmp_path / "c", "--remove")
+    assert (again.returncode, again.stdout.startswith("nothing was changed: ")) == (0, True), again.stdout
     done = program("replica", "doctor", folder, "--offline", "-o", "json")
     (key,) = (one for one in json.loads(done.stdout)["findings"] if one["check"] == "key")
     assert key["text"].startswith("not encrypted")

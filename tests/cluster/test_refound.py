@@ -70,6 +70,8 @@ def refound(cluster, new, *options, survivors=(2,)):
     assert not new.exists()
     wrong = cluster.command(*command, "--accept-loss", said["accept_loss"] + 1)
     assert wrong.returncode == 1
+    given = f"--accept-loss {said['accept_loss'] + 1} is not what the survivors show"
+    assert wrong.stdout.startswith(given), "plain, where no table says it"
     assert not new.exists()
     done = cluster.command(*command, "--accept-loss", said["accept_loss"], "-o", "json")
     assert done.returncode == 0, done.stdout + done.stderr

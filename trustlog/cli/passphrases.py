@@ -79,8 +79,13 @@ def ask_new(prompt: str) -> str:
 
 
 def show_changed(output: Output, paths: Sequence[Path], changed: int, *, encrypted: bool) -> None:
-    """Print which keys now have which kind of passphrase."""
+    """Print which keys now have which kind of passphrase; if they had it before, that nothing was changed."""
     data = {"keys": [str(path) for path in paths], "changed": changed, "encrypted": encrypted}
     how = "encrypted with the new passphrase" if encrypted else "without a passphrase"
-    text = f"{', '.join(map(str, paths))}: {how}; {changed} of {len(paths)} files were changed"
+    names = ", ".join(map(str, paths))
+    if not changed:
+        text = f"nothing was changed: {names}: {how}, as before"
+        output.result(data, text, Text(printable(text)))
+        return
+    text = f"{names}: {how}; {changed} of {len(paths)} files were changed"
     output.result(data, [str(path) for path in paths], Text(printable(text)))

@@ -117,6 +117,23 @@ async def test_all_at_once_and_again(small, crash):
         assert not any(node.core.exposed for node in cluster.nodes.values())
 
 
+@on_loop
+async def test_a_view_that_is_read_again_is_no_news(cluster):
+    async with cluster:
+        cluster.start(1, 2)
+        async with cluster.client(patience_ms=100) as client:
+            await client.put("without", "the first primary")
+        assert {line["level"] for line in events(cluster, "entering view")} == {"warning"}
+        await cluster.wait_quiet()
+        await cluster.stop(1)
+        cluster.logged.lines.clear()
+        cluster.start(1)
+        entered = events(cluster, "entering view", 1)
+        (listening,) = events(cluster, "listening", 1)
+        assert {line["level"] for line in entered} == {"info"}
+        assert listening["view"] == max(line["view"] for line in entered) >= 1
+
+
 def flip(path, needle: bytes) -> None:
     """Flip a bit in the last place of the file where these bytes stand."""
     with closing(sqlite3.connect(path)) as db:
