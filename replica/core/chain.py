@@ -17,7 +17,6 @@ read the old list, and nothing that was said under it counts above its last slot
 import hashlib
 import struct
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from replica.core.checkpoint import Header, VerifyProof, check_certificate, decode_header, state_digest
@@ -115,14 +114,18 @@ def earlier_list(raw: bytes, lists: Sequence[Genesis]) -> int | None:
 
     lists: every list so far. None for a header that `said_under` takes, and for what is no header; nothing is verified.
     """
-    with suppress(LayoutError):
+    try:
         said_under(raw, lists[-1], lists[-2] if len(lists) > 1 else None)
-        return None
-    for genesis in lists[:-1]:
-        with suppress(LayoutError):
-            if decode_header(raw, genesis.n).list_number == genesis.list_number:
-                return genesis.list_number
+    except LayoutError:
+        return next((genesis.list_number for genesis in lists[:-1] if _is_of(raw, genesis)), None)
     return None
+
+
+def _is_of(raw: bytes, genesis: Genesis) -> bool:
+    try:
+        return decode_header(raw, genesis.n).list_number == genesis.list_number
+    except LayoutError:
+        return False
 
 
 def header_under(raw: bytes, genesis: Genesis, before: Genesis | None) -> Header:
