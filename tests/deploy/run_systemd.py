@@ -84,7 +84,8 @@ def machines(tmp_path_factory):
         for number in MACHINES:
             found[0].copy_in(place / f"replica-{number}.public.toml", "/tmp")
         found[0].shell(
-            "cd /tmp && /opt/trustlog/bin/trustlog-replica assemble replica-?.public.toml --out cluster.toml"
+            "set -e; cd /tmp; PATH=/opt/trustlog/bin:$PATH; trustlog-replica client-key operator; trustlog-replica "
+            "assemble replica-?.public.toml --operator $(cat operator/client.pub) --out cluster.toml"
         )
         engine.docker("cp", "m0:/tmp/cluster.toml", str(place))
         for machine in found:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from replica.apps.kv import KeyValue
-from replica.core.chain import LINK_BYTES_MAX, Link, Proven, check_link, decode_link, found, header_under
+from replica.core.chain import LINK_BYTES_MAX, Link, Proven, check_link, decode_link, earlier_list, found, header_under
 from replica.core.checkpoint import Header, encode_certificate
 from replica.core.entries import Checkpoint
 from replica.core.execution import Executor
@@ -59,6 +59,18 @@ def test_a_link_proves_the_next_list():
     assert (proven.genesis.list_number, proven.genesis.base, proven.genesis.n) == (1, E, 3)
     assert proven.genesis.cluster_id() == ending.genesis.cluster_id()
     assert proven.genesis.members[2].log_public_key == ending.new.public_key
+
+
+def test_headers_of_an_earlier_list_are_told_from_damage():
+    ending = Ending()
+    lists = (ending.genesis, ending.check(ending.link()).genesis)
+    before = replace(ending.header, slot=E - 4, members=b"").encode()
+    assert earlier_list(before, lists) == 0
+    assert earlier_list(before, lists[:1]) is None, "it is of the present list"
+    assert earlier_list(ending.header.encode(), lists) is None, "the present list begins with it"
+    assert earlier_list(replace(ending.header, slot=E + 4, list_number=1).encode(), lists) is None
+    assert earlier_list(replace(ending.header, list_number=7).encode(), lists) is None
+    assert earlier_list(b"no header", lists) is None
 
 
 def test_links_that_prove_nothing():
