@@ -10,14 +10,16 @@ from rich.text import Text
 
 from replica.cli.options import PROGRAM
 from replica.cluster.clusterfile import CLUSTER_FILE_NAME
-from replica.cluster.home import NEXT_KEY_NAME, SIGNING_KEY_NAME, TLS_KEY_NAME, load_home, unlocked
-from replica.cluster.keys import CLIENT_KEY_NAME
+from replica.cluster.home import NEXT_KEY_NAME, SETTINGS_NAME, SIGNING_KEY_NAME, TLS_KEY_NAME, load_home, unlocked
+from replica.cluster.keys import CLIENT_KEY_NAME, CLIENT_PUBLIC_NAME
 from replica.cluster.passphrase import PassphraseSource, change_passphrases, new_passphrase
 from replica.cluster.provision import renew_certificate
 from replica.cluster.strict_toml import ConfigError
 from trustlog.cli.contract import Output, example, key_values, output_option
 from trustlog.cli.passphrases import ask_new, asker, new_passphrase_options, passphrase_option, show_changed
 
+# What stands in a replica's folder, and in a client's or the operator's; other folders' keys are not ours.
+_OWNERS: Final = (SETTINGS_NAME, CLIENT_PUBLIC_NAME)
 _NAMES: Final = (TLS_KEY_NAME, NEXT_KEY_NAME, SIGNING_KEY_NAME, CLIENT_KEY_NAME)
 
 
@@ -100,6 +102,6 @@ def _key_files(place: Path) -> Iterator[Path]:
     folders = [place]
     if (place / CLUSTER_FILE_NAME).exists():
         # Whatever they are called: a replica that took another's place, and a further client, have names of their own.
-        folders += sorted(path for path in place.iterdir() if path.is_dir())
+        folders += sorted(path.parent for name in _OWNERS for path in place.glob(f"*/{name}"))
     for folder in folders:
         yield from (folder / name for name in _NAMES if (folder / name).exists())

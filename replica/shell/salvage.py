@@ -8,7 +8,7 @@ again, those of the own log replaced by peers' copies. The damaged file is kept 
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
 from pathlib import Path
@@ -16,7 +16,14 @@ from typing import Any
 
 from replica.cluster.writing import sync_directory
 from replica.shell.atrest import CLEAR, Clear
-from replica.shell.sqlitefile import READ_ERRORS, StoreError, damaged_files, find_foreign, finish_replacement
+from replica.shell.sqlitefile import (
+    READ_ERRORS,
+    StoreError,
+    damaged_files,
+    find_foreign,
+    finish_replacement,
+    passing_over,
+)
 from replica.shell.store import Store, StoredGroup, is_group_row, unsealed_row
 
 # Rows asked for at once, as long as nothing is damaged, and written at once.
@@ -156,7 +163,7 @@ class _Damaged:
     def _readable(self, selects: tuple[str, ...]) -> Iterator[Row]:
         """Yield what each of these yields, up to where it meets damage."""
         for select in selects:
-            with suppress(*READ_ERRORS):
+            with passing_over():
                 yield from self.db.execute(select)
 
     def _rows(self, select: str, known: set[int]) -> Iterator[Row]:
@@ -168,5 +175,5 @@ class _Damaged:
                 yield from self.db.execute(select, (start, end)).fetchall()
             except READ_ERRORS:
                 for one in range(start, end + 1):
-                    with suppress(*READ_ERRORS):
+                    with passing_over():
                         yield from self.db.execute(select, (one, one)).fetchall()

@@ -39,6 +39,8 @@ _UNREADABLE = frozenset({sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_R
 _PRIMARY_CODE = 0xFF
 # What reading a damaged file may raise: on some broken pages SQLite says that it has no memory, though none is spent.
 READ_ERRORS = (sqlite3.Error, MemoryError)
+# More than a row that is read takes: if there is room for this, it was not for want of memory that SQLite stopped.
+PROBE_BYTES = 64 * 1024 * 1024
 _META = "create table if not exists meta (key text primary key, value blob not null) without rowid;"
 
 
@@ -153,11 +155,24 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
 
 
 def is_damage(error: Exception) -> bool:
-    """Say, of one of READ_ERRORS, whether the file is damaged or unreadable, and not, for instance, the disk full."""
+    """Say, of one of READ_ERRORS, whether the file is damaged or unreadable, and not, for instance, the disk full.
+
+    A MemoryError is raised if there is no memory indeed: that says nothing of the file.
+    """
     if isinstance(error, MemoryError):
+        bytearray(PROBE_BYTES)
         return True
     code = getattr(error, "sqlite_errorcode", None)
     return code is not None and (code & _PRIMARY_CODE in _DAMAGE or code in _UNREADABLE)
+
+
+@contextmanager
+def passing_over() -> Iterator[None]:
+    """Leave out what cannot be read of a damaged file; a want of memory is no reason to leave anything out."""
+    try:
+        yield
+    except READ_ERRORS as error:
+        is_damage(error)
 
 
 def words_of(error: Exception) -> str:

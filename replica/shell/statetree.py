@@ -22,7 +22,7 @@ from replica.core.tree import (
     root_digest,
 )
 from replica.shell.atrest import CLEAR, Clear, UnsealError
-from replica.shell.sqlitefile import READ_ERRORS, StoreError, is_damage, words_of
+from replica.shell.sqlitefile import StoreError, is_damage
 
 # The platform's own records, in tree 1, are the longest: a session with all its results.
 VALUE_BYTES_MAX = 8 * 1024 * 1024
@@ -45,9 +45,9 @@ def guarded(path: Path) -> Iterator[None]:
     """Turn SQLite's errors into ours: StateDamagedError if the file is damaged, or else StoreError."""
     try:
         yield
-    except READ_ERRORS as error:
+    except sqlite3.Error as error:
         if is_damage(error):
-            raise StateDamagedError(path, words_of(error)) from error
+            raise StateDamagedError(path, str(error)) from error
         raise StoreError(f"{path}: {error}; see whether the disk is full or its folder not writable") from error
 
 

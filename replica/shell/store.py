@@ -287,6 +287,7 @@ class Store:
         try:
             found = self._db.execute(f"pragma quick_check({PROBLEMS_MAX})").fetchall()
         except READ_ERRORS as error:
+            is_damage(error)
             return [words_of(error)]
         texts = [bytes(row[0]).decode(errors="replace") for row in found]
         return [] if texts == ["ok"] else texts
@@ -304,7 +305,7 @@ class Store:
         """Turn SQLite's errors into StoreDamagedError or StoreError."""
         try:
             yield
-        except READ_ERRORS as error:
+        except sqlite3.Error as error:
             if is_damage(error):
                 raise StoreDamagedError(f"{self.path}: the file is damaged: {words_of(error)}; {RESTORE}") from error
             raise StoreError(

@@ -150,9 +150,12 @@ def test_all_keys_in_a_clusters_directory_get_a_passphrase_whatever_their_folder
     assert program("replica", "init", tmp_path / "c").returncode == 0
     (tmp_path / "c" / "replica-2").rename(tmp_path / "c" / "new-2")
     (tmp_path / "c" / "client").rename(tmp_path / "c" / "meter")
+    (tmp_path / "c" / "a web server").mkdir()
+    (tmp_path / "c" / "a web server" / "tls.key").write_text("not ours")
     done = program("replica", "keys", "passphrase", tmp_path / "c", "--new-passphrase-file", words)
-    keys = sorted(path.relative_to(tmp_path) for path in (tmp_path / "c").glob("*/*.key"))
+    keys = sorted(path.relative_to(tmp_path) for path in (tmp_path / "c").glob("[!a]*/*.key"))
     assert (done.returncode, len(keys)) == (0, 5), done.stderr
+    assert (tmp_path / "c" / "a web server" / "tls.key").read_text() == "not ours"
     assert all(is_encrypted(tmp_path / key) for key in keys)
 
 

@@ -7,8 +7,10 @@ from contextlib import closing
 import pytest
 
 from replica.shell import salvage as salvage_module
+from replica.shell import sqlitefile
 from replica.shell.salvage import Missing, salvage
 from replica.shell.sqlitefile import StoreError
+from replica.shell.statetree import guarded
 from replica.shell.store import GroupDamagedError, Store
 from tests.replica.shell.test_store import CLUSTER_ID, OWN, fill, open_store, tamper
 
@@ -103,6 +105,47 @@ def test_a_row_for_which_there_is_no_memory_is_left_out(filled, monkeypatch):
     assert done.groups == 179
     (gap,) = done.missing
     assert all(is_named(row, done.missing) == (row.first == gap.first) for row in held[gap.log])
+
+
+@pytest.mark.parametrize("statement", ["payloads from groups where seq between", "select log, first, seq from groups"])
+def test_without_memory_nothing_is_left_out(filled, monkeypatch, statement):
+    path, _ = filled
+    before = path.read_bytes()
+    connect = sqlite3.connect
+
+    class Connection(sqlite3.Connection):
+        def execute(self, asked, *parameters):
+            if statement in asked:
+                raise MemoryError
+            return super().execute(asked, *parameters)
+
+    monkeypatch.setattr(sqlitefile, "PROBE_BYTES", 2**62)
+    monkeypatch.setattr(salvage_module.sqlite3, "connect", lambda *a, **o: connect(*a, **o, factory=Connection))
+    with pytest.raises(MemoryError):
+        salvage(path, CLUSTER_ID, OWN)
+    assert path.read_bytes() == before
+
+
+def test_without_memory_a_store_is_not_damaged(tmp_path, monkeypatch):
+    with closing(open_store(tmp_path)) as store:
+        fill(store, groups=3, size=120)
+
+        class NoMemory:
+            def execute(self, *_):
+                raise MemoryError
+
+        monkeypatch.setattr(sqlitefile, "PROBE_BYTES", 2**62)
+        monkeypatch.setattr(store, "_db", NoMemory())
+        for asked in (store.problems, lambda: store.read(0, 1)):
+            with pytest.raises(MemoryError):
+                asked()
+        monkeypatch.undo()
+
+
+def test_without_memory_a_state_is_not_damaged(tmp_path):
+    """Python's own work with a large state is guarded too; no room for that says nothing of the file."""
+    with pytest.raises(MemoryError), guarded(tmp_path / "state.sqlite"):
+        raise MemoryError
 
 
 @pytest.mark.parametrize("failing", ["read", "problems"])
