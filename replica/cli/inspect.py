@@ -30,7 +30,7 @@ from replica.core.group import VerifiedGroup, decode_group
 from replica.core.layout import LayoutError
 from replica.shell.atrest import CLEAR, Clear
 from replica.shell.opening import open_trusted_log, payload_seal
-from replica.shell.sqlitefile import READ_ERRORS, words_of
+from replica.shell.sqlitefile import reading
 from replica.shell.store import StoredGroup, read_only_group
 from replica.shell.verify import GroupVerifier
 from trustlog import TrustLogError, VerificationError, entry_digest
@@ -107,12 +107,10 @@ def _read(home: ReplicaHome, log: int, index: int | None) -> tuple[VerifiedGroup
             f"{home.store_path}: there is no store", "run the replica first", Exit.USAGE, code="no-store"
         )
     try:
-        with closing(sqlite3.connect(f"{home.store_path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+        with reading(), closing(sqlite3.connect(f"{home.store_path.absolute().as_uri()}?mode=ro", uri=True)) as db:
             row = read_only_group(db, log, index, seal_of(home))
-    except READ_ERRORS as error:
-        raise CommandError(
-            f"{home.store_path}: {words_of(error)}", "see whether the file is damaged", code="store"
-        ) from error
+    except sqlite3.Error as error:
+        raise CommandError(f"{home.store_path}: {error}", "see whether the file is damaged", code="store") from error
     if row is None:
         where = "anything" if index is None else f"entry {index}"
         raise CommandError(f"{home.store_path}: does not hold {where} of log {log}", code="unassigned")

@@ -22,7 +22,6 @@ from replica.cluster.strict_toml import ConfigError
 from replica.core.entries import PrePrepare, decode_entry
 from replica.core.group import VerifiedGroup
 from replica.core.layout import LayoutError
-from replica.shell.sqlitefile import READ_ERRORS
 from replica.shell.store import StoreError, read_only_group
 from replica.shell.verify import GroupVerifier
 from replica.sim.words import entry_in_words
@@ -117,7 +116,7 @@ class LiveCluster:
                 continue
             try:
                 groups = self._groups(home, log)
-            except (*READ_ERRORS, StoreError, LayoutError, VerificationError) as error:
+            except (sqlite3.Error, StoreError, LayoutError, VerificationError) as error:
                 problem = f"{home.store_path.name} of {home.path.name}: {error}"
                 continue
             if groups:

@@ -36,7 +36,7 @@ from replica.core.sessions import MEMBERS_RECORDS
 from replica.core.state import BucketedMap
 from replica.operations.tenure import Tenure, may_end_with
 from replica.shell.atrest import CLEAR, Clear
-from replica.shell.sqlitefile import READ_ERRORS, StoreError, find_foreign, words_of
+from replica.shell.sqlitefile import StoreError, find_foreign, reading
 from replica.shell.statestore import PinnedState
 from replica.shell.statetree import StateDamagedError
 from replica.shell.store import StoredGroup, is_group_row, unsealed_row
@@ -108,7 +108,7 @@ class Audit:
         total = 0
         for path, table in ((home.store_path, "groups"), (home.state_path, "entries")):
             if path.exists():
-                with suppress(*READ_ERRORS), closing(_open(path)) as db:  # damage is said when it is read
+                with suppress(sqlite3.Error), reading(), closing(_open(path)) as db:  # damage is said when it is read
                     total += db.execute(f"select count(*) from {table}").fetchone()[0]  # noqa: S608 - ours
         return total
 
@@ -191,13 +191,13 @@ class _FolderAudit:
             self.found.notes.append(f"{self._home.store_path} is not there")
             return
         try:
-            with closing(_open(self._home.store_path)) as db:
+            with reading(), closing(_open(self._home.store_path)) as db:
                 texts = [bytes(row[0]).decode(errors="replace") for row in db.execute("pragma quick_check(5)")]
                 if texts != ["ok"]:
                     self._fault(self._home.store_path, "its structure", "; ".join(texts), _DAMAGED)
                 self._logs(db, basis)
-        except READ_ERRORS as error:
-            self._fault(self._home.store_path, "its structure", words_of(error), _DAMAGED)
+        except sqlite3.Error as error:
+            self._fault(self._home.store_path, "its structure", str(error), _DAMAGED)
 
     def _fault(self, file: Path, where: str, text: str, remedy: str, of: str = "") -> None:
         self._named[of or where] = self._named.get(of or where, 0) + 1
@@ -219,8 +219,8 @@ class _FolderAudit:
                 return self._milestone(view)
         except StateDamagedError as error:
             self._fault(path, "the state", str(error), _DAMAGED)
-        except (*READ_ERRORS, StoreError) as error:
-            self._fault(path, "its structure", words_of(error), _DAMAGED)
+        except (sqlite3.Error, StoreError) as error:
+            self._fault(path, "its structure", str(error), _DAMAGED)
         return None
 
     def _milestone(self, view: PinnedState) -> Basis | Ground | None:

@@ -53,7 +53,7 @@ from replica.cluster.memberlists import OWN_NAME
 from replica.cluster.writing import sync_directory
 from replica.core.genesis import MIB
 from replica.shell.evidence import FILE_NAME, EvidenceFolder
-from replica.shell.sqlitefile import READ_ERRORS, words_of
+from replica.shell.sqlitefile import reading
 from trustlog import __version__
 
 KIND: Final = "trustlog-replica backup"
@@ -195,23 +195,21 @@ def _copy(source: Path, target: Path) -> bool:
         return False
     try:
         whole = f"{source.absolute().as_uri()}?mode=ro"
-        with closing(sqlite3.connect(whole, uri=True)) as db, closing(sqlite3.connect(target)) as copy:
+        with reading(), closing(sqlite3.connect(whole, uri=True)) as db, closing(sqlite3.connect(target)) as copy:
             target.chmod(0o600)
             db.backup(copy)
             copy.execute("pragma journal_mode = delete")
             found = copy.execute("pragma quick_check(1)").fetchall()
-    except READ_ERRORS as error:
+    except sqlite3.Error as error:
         if _is_out_of_room(error):
-            raise BackupError(
-                f"{target.parent.parent}: no room for a copy of {source}: {words_of(error)}; free some"
-            ) from error
-        raise _damaged(source, words_of(error)) from error
+            raise BackupError(f"{target.parent.parent}: no room for a copy of {source}: {error}; free some") from error
+        raise _damaged(source, str(error)) from error
     if found != [("ok",)]:
         raise _damaged(source, str(found[0][0]))
     return True
 
 
-def _is_out_of_room(error: Exception) -> bool:
+def _is_out_of_room(error: sqlite3.Error) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
 
 

@@ -46,7 +46,7 @@ from replica.operations.findings import Finding, fine, problem, warning
 from replica.shell import statestore, store
 from replica.shell.atrest import CLEAR, Sealed
 from replica.shell.evidence import EvidenceFolder
-from replica.shell.sqlitefile import READ_ERRORS, claim_trouble, damaged_files, find_foreign, read_claims, words_of
+from replica.shell.sqlitefile import claim_trouble, damaged_files, find_foreign, read_claims, reading
 
 EXPIRES_SOON: Final = dt.timedelta(days=30)
 FREE_BYTES_LOW: Final = 1024 * MIB
@@ -265,11 +265,11 @@ def _schema(home: ReplicaHome, path: Path, version: int) -> Iterator[Finding]:
 def _structure(path: Path) -> str:
     """Return what is wrong with a database's structure; nothing if all is well."""
     try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+        with reading(), closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
             db.text_factory = bytes
             found = db.execute("pragma quick_check(3)").fetchall()
-    except READ_ERRORS as error:
-        return f"cannot be read: {words_of(error)}"
+    except sqlite3.Error as error:
+        return f"cannot be read: {error}"
     texts = [bytes(row[0]).decode(errors="replace") for row in found]
     return "" if texts == ["ok"] else f"is damaged: {'; '.join(texts)}"
 

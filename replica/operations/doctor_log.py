@@ -5,6 +5,7 @@ intruder, and a TPM's, because opening that can say OPEN.
 """
 
 import os
+import sqlite3
 import stat
 from collections.abc import Iterator
 from contextlib import closing
@@ -18,7 +19,7 @@ from replica.operations.backup import own_end
 from replica.operations.findings import Finding, fine, problem, warning
 from replica.shell.opening import open_trusted_log, payload_seal
 from replica.shell.outbox import ROLLED_BACK_REMEDY, rolled_back
-from replica.shell.sqlitefile import READ_ERRORS
+from replica.shell.sqlitefile import reading
 from trustlog import BackendKind, LogInUseError, TrustLogError
 from trustlog.sealed import lock_directory
 
@@ -88,6 +89,7 @@ def _opened(home: ReplicaHome) -> Finding:
 
 def _held(home: ReplicaHome) -> int:
     try:
-        return own_end(home.store_path, home.number) if home.store_path.exists() else 0
-    except READ_ERRORS:
+        with reading():
+            return own_end(home.store_path, home.number) if home.store_path.exists() else 0
+    except sqlite3.Error:
         return 0  # what is wrong with the store has a finding of its own

@@ -35,7 +35,7 @@ from replica.cluster.provision import CLIENT_NAME, OPERATOR_NAME
 from replica.core.genesis import MIB
 from replica.operations.findings import Finding
 from replica.shell.evidence import EvidenceFolder
-from replica.shell.sqlitefile import READ_ERRORS, words_of
+from replica.shell.sqlitefile import reading
 
 # Of each log file that is named, the end.
 LOG_BYTES_MAX: Final = 4 * MIB
@@ -163,10 +163,10 @@ def _databases(home: ReplicaHome) -> dict[str, Any]:
         if not path.exists():
             continue
         try:
-            with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+            with reading(), closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
                 found[path.name] = {name: db.execute(query).fetchall() for name, query in asked.items()}
-        except READ_ERRORS as error:
-            found[path.name] = {"error": words_of(error)}
+        except sqlite3.Error as error:
+            found[path.name] = {"error": str(error)}
     evidence = EvidenceFolder(home.evidence_path).files()
     return {**found, "evidence": [file.name for file in evidence]}
 

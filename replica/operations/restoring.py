@@ -60,7 +60,7 @@ from replica.operations.backup import (
 )
 from replica.shell.evidence import EvidenceFolder
 from replica.shell.opening import open_trusted_log
-from replica.shell.sqlitefile import READ_ERRORS, finish_replacement
+from replica.shell.sqlitefile import finish_replacement, reading
 from trustlog import BackendKind, LogInUseError, TrustLogError
 from trustlog.service.client import ServiceBusyError, ServicePeerError
 
@@ -291,9 +291,9 @@ def _is_whole(path: Path) -> bool:
     if not path.exists():
         return False
     try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+        with reading(), closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
             return db.execute("pragma quick_check(1)").fetchall() == [("ok",)]
-    except READ_ERRORS:
+    except sqlite3.Error:
         return False
 
 

@@ -30,7 +30,7 @@ from replica.shell.atrest import CLEAR, Clear
 from replica.shell.opening import open_trusted_log, payload_seal
 from replica.shell.outbox import settle_last_group
 from replica.shell.recovery import Replay, drop_former_logs, load_snapshot, open_store
-from replica.shell.sqlitefile import READ_ERRORS, StoreError
+from replica.shell.sqlitefile import StoreError, reading
 from replica.shell.statestore import StateStore
 from replica.shell.store import Store
 from replica.shell.verify import EnvelopeVerifier, GroupVerifier
@@ -218,9 +218,9 @@ def _is_unsettled(store: Path, number: int) -> bool:
         return False
     unattested = "log = ? and attestation is null and first not in (select first from own_attestations)"
     try:
-        with closing(sqlite3.connect(store)) as db:
+        with reading(), closing(sqlite3.connect(store)) as db:
             found = db.execute(f"select 1 from groups where {unattested}", (number,)).fetchone()  # noqa: S608 - no input
-    except READ_ERRORS:
+    except sqlite3.Error:
         return False  # damaged: that is said when it is read
     return found is not None
 

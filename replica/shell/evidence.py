@@ -45,7 +45,6 @@ from replica.core.proving import (
     collect_replay,
 )
 from replica.shell.atrest import CLEAR, Clear
-from replica.shell.sqlitefile import READ_ERRORS
 from replica.shell.statestore import PinnedState
 from replica.shell.statetree import StateDamagedError
 from replica.shell.store import StoreError, read_only_group
@@ -214,7 +213,7 @@ class EvidenceKeeper:
                 return
             why = "what it needs is not here any more" if file is None else f"{self.folder.path} is full"
             self._log.error("no evidence kept", log=wanted.found.log, why=why)
-        except (OSError, StoreError, StateDamagedError, LayoutError, VerificationError, *READ_ERRORS) as error:
+        except (OSError, StoreError, StateDamagedError, LayoutError, VerificationError, sqlite3.Error) as error:
             if last:
                 self._log.error("no evidence kept", log=wanted.found.log, why=str(error))
             else:

@@ -8,7 +8,7 @@ again, those of the own log replaced by peers' copies. The damaged file is kept 
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
 from pathlib import Path
@@ -16,14 +16,7 @@ from typing import Any
 
 from replica.cluster.writing import sync_directory
 from replica.shell.atrest import CLEAR, Clear
-from replica.shell.sqlitefile import (
-    READ_ERRORS,
-    StoreError,
-    damaged_files,
-    find_foreign,
-    finish_replacement,
-    passing_over,
-)
+from replica.shell.sqlitefile import StoreError, damaged_files, find_foreign, finish_replacement, reading
 from replica.shell.store import Store, StoredGroup, is_group_row, unsealed_row
 
 # Rows asked for at once, as long as nothing is damaged, and written at once.
@@ -163,7 +156,7 @@ class _Damaged:
     def _readable(self, selects: tuple[str, ...]) -> Iterator[Row]:
         """Yield what each of these yields, up to where it meets damage."""
         for select in selects:
-            with passing_over():
+            with suppress(sqlite3.Error), reading():
                 yield from self.db.execute(select)
 
     def _rows(self, select: str, known: set[int]) -> Iterator[Row]:
@@ -172,8 +165,10 @@ class _Damaged:
         for start in range(lowest, min(highest, lowest + ROWS_MAX) + 1, ROWS_AT_ONCE):
             end = min(start + ROWS_AT_ONCE - 1, highest)
             try:
-                yield from self.db.execute(select, (start, end)).fetchall()
-            except READ_ERRORS:
+                with reading():
+                    rows = self.db.execute(select, (start, end)).fetchall()
+                yield from rows
+            except sqlite3.Error:
                 for one in range(start, end + 1):
-                    with passing_over():
+                    with suppress(sqlite3.Error), reading():
                         yield from self.db.execute(select, (one, one)).fetchall()

@@ -37,8 +37,6 @@ _DAMAGE = frozenset(
 # A sector that the disk cannot read is lost like one that has rotted. Failed writes are another matter.
 _UNREADABLE = frozenset({sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ})
 _PRIMARY_CODE = 0xFF
-# What reading a damaged file may raise: on some broken pages SQLite says that it has no memory, though none is spent.
-READ_ERRORS = (sqlite3.Error, MemoryError)
 # More than a row that is read takes: if there is room for this, it was not for want of memory that SQLite stopped.
 PROBE_BYTES = 64 * 1024 * 1024
 _META = "create table if not exists meta (key text primary key, value blob not null) without rowid;"
@@ -112,7 +110,11 @@ def find_foreign(paths: Iterable[Path], cluster_id: bytes, number: int) -> Forei
 
 def read_claims(path: Path) -> dict[str, object]:
     """Return what a file says of itself (cluster_id, number, schema), as far as it can be read."""
-    with suppress(*READ_ERRORS), closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+    with (
+        suppress(sqlite3.Error),
+        reading(),
+        closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db,
+    ):
         db.text_factory = lambda raw: raw.decode(errors="replace")
         return dict(db.execute("select key, value from meta").fetchall())
     return {}
@@ -154,30 +156,26 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
-def is_damage(error: Exception) -> bool:
-    """Say, of one of READ_ERRORS, whether the file is damaged or unreadable, and not, for instance, the disk full.
-
-    A MemoryError is raised if there is no memory indeed: that says nothing of the file.
-    """
-    if isinstance(error, MemoryError):
-        bytearray(PROBE_BYTES)
-        return True
+def is_damage(error: sqlite3.Error) -> bool:
+    """Say whether SQLite found the file damaged or unreadable, and not, for instance, the disk full."""
     code = getattr(error, "sqlite_errorcode", None)
     return code is not None and (code & _PRIMARY_CODE in _DAMAGE or code in _UNREADABLE)
 
 
 @contextmanager
-def passing_over() -> Iterator[None]:
-    """Leave out what cannot be read of a damaged file; a want of memory is no reason to leave anything out."""
+def reading() -> Iterator[None]:
+    """Around what SQLite reads of a file that may be damaged: on some broken pages it says that it has no memory.
+
+    That becomes the sqlite3.DatabaseError of a damaged file, unless there is no memory indeed: a MemoryError says
+    nothing of the file.
+    """
     try:
         yield
-    except READ_ERRORS as error:
-        is_damage(error)
-
-
-def words_of(error: Exception) -> str:
-    """Return what one of READ_ERRORS says; a MemoryError says nothing itself."""
-    return str(error) or "SQLite cannot make sense of a page"
+    except MemoryError:
+        bytearray(PROBE_BYTES)
+        broken = sqlite3.DatabaseError("SQLite cannot make sense of a page")
+        broken.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        raise broken from None
 
 
 def set_aside(path: Path, why: str = DAMAGED) -> Path:

@@ -20,15 +20,14 @@ from replica.core.group import encode_payloads
 from replica.core.layout import U16
 from replica.shell.atrest import CLEAR, GROUP, Clear, UnsealError
 from replica.shell.sqlitefile import (
-    READ_ERRORS,
     StoreError,
     claim,
     finish_replacement,
     is_damage,
     open_file,
+    reading,
     transaction,
     wal_bytes,
-    words_of,
 )
 from trustlog import APPEND_SIZE
 
@@ -163,9 +162,10 @@ class Store:
         GroupDamagedError if the very first of them is damaged.
         """
         try:
-            found = self._db.execute(_SELECT, (log, first, rows_max)).fetchall()
-        except READ_ERRORS as error:
-            text = f"{self.path}: cannot read log {log} from {first} on: {words_of(error)}; {RESTORE}"
+            with reading():
+                found = self._db.execute(_SELECT, (log, first, rows_max)).fetchall()
+        except sqlite3.Error as error:
+            text = f"{self.path}: cannot read log {log} from {first} on: {error}; {RESTORE}"
             if not is_damage(error):
                 raise StoreError(text) from error
             if rows_max > 1:
@@ -285,10 +285,10 @@ class Store:
         Content that rotted within the structure is found only where groups are verified.
         """
         try:
-            found = self._db.execute(f"pragma quick_check({PROBLEMS_MAX})").fetchall()
-        except READ_ERRORS as error:
-            is_damage(error)
-            return [words_of(error)]
+            with reading():
+                found = self._db.execute(f"pragma quick_check({PROBLEMS_MAX})").fetchall()
+        except sqlite3.Error as error:
+            return [str(error)]
         texts = [bytes(row[0]).decode(errors="replace") for row in found]
         return [] if texts == ["ok"] else texts
 
@@ -307,10 +307,8 @@ class Store:
             yield
         except sqlite3.Error as error:
             if is_damage(error):
-                raise StoreDamagedError(f"{self.path}: the file is damaged: {words_of(error)}; {RESTORE}") from error
-            raise StoreError(
-                f"{self.path}: {words_of(error)}; see whether the disk is full or its folder writable"
-            ) from error
+                raise StoreDamagedError(f"{self.path}: the file is damaged: {error}; {RESTORE}") from error
+            raise StoreError(f"{self.path}: {error}; see whether the disk is full or its folder writable") from error
 
     def _check_totals(self) -> None:
         """Count anew if the totals cannot be right: the file is older than they are, or damaged."""
