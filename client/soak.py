@@ -90,22 +90,44 @@ class Cluster:
         return (self.directory / f"replica-{number}.log").read_text(errors="replace").count("state installed")
 
 
-class Load:
-    """Workers that put the same keys in turn, until they are told to end."""
+class Workers:
+    """So many tasks, each of which does `_work` until they are told to end. Begun by the last line of `__init__`."""
+
+    def __init__(self, count: int) -> None:
+        self._ending = False
+        self._tasks = [asyncio.create_task(self._work(number)) for number in range(count)]
+
+    async def _work(self, number: int) -> None:
+        """Go on until `_ending`."""
+        raise NotImplementedError
+
+    async def end(self) -> None:
+        """Let what is under way end; the error of a worker if one failed."""
+        self._ending = True
+        await asyncio.gather(*self._tasks)
+
+    async def cancel(self) -> None:
+        """Give up what is under way."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+class Load(Workers):
+    """Workers that put the same keys in turn."""
 
     def __init__(self, client: Client, keys: int, workers: int) -> None:
         self.done = 0
         self._client, self._keys = client, keys
         self._next = 0
-        self._ending = False
         self._last = time.monotonic()
         self.longest_s = 0.0  # between two answers, since it was set to 0
-        self._tasks = [asyncio.create_task(self._work()) for _ in range(workers)]
+        super().__init__(workers)
 
-    async def _work(self) -> None:
+    async def _work(self, number: int) -> None:  # noqa: ARG002 - all are alike
         while not self._ending:
-            number, self._next = self._next, self._next + 1
-            result = await self._client.submit(kv.put(b"key %012d" % (number % self._keys), VALUE))
+            turn, self._next = self._next, self._next + 1
+            result = await self._client.submit(kv.put(b"key %012d" % (turn % self._keys), VALUE))
             if result.status is not Status.OK:
                 raise error_of(result)
             self.done += 1
@@ -123,17 +145,6 @@ class Load:
         ended, _ = await asyncio.wait(self._tasks, timeout=0.05, return_when=asyncio.FIRST_EXCEPTION)
         for task in ended:
             task.result()
-
-    async def end(self) -> None:
-        """Let what is under way end; the error of a worker if one failed."""
-        self._ending = True
-        await asyncio.gather(*self._tasks)
-
-    async def cancel(self) -> None:
-        """Give up what is under way."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 class Watch:

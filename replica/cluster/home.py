@@ -333,8 +333,10 @@ def _listed(path: Path, cluster: ClusterFile) -> set[int]:
     with suppress(ConfigError):
         der = read_certificate(path / TLS_CERTIFICATE_NAME)
         found |= {place.number for place in cluster.replicas if place.certificate_der == der}
+    if not cluster.has_logs:
+        return found
     with suppress(ConfigError):
-        key = read_log_public_key(path / LOG_NAME) if cluster.has_logs else b""
+        key = read_log_public_key(path / LOG_NAME)
         found |= {member.number for member in cluster.genesis.members if member.log_public_key == key}
     return found
 

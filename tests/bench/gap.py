@@ -29,7 +29,7 @@ from client.api import Client
 from client.bench import initialise
 from client.errors import ClientError
 from client.queries import ReplicaStatus, number_in
-from client.soak import REPLICAS, Cluster
+from client.soak import REPLICAS, Cluster, Workers
 from client.surroundings import MEMORY_FILE_SYSTEMS, file_system_of
 from replica.apps import kv
 from replica.core.envelope import Status
@@ -71,7 +71,7 @@ class Figures:
     views: int = 0
 
 
-class Load:
+class Load(Workers):
     """So many operations under way. answered: when each was, in seconds; failed: how many were not, or were refused."""
 
     def __init__(self, client: Client, at_once: int) -> None:
@@ -80,8 +80,7 @@ class Load:
         self._client = client
         self._next = 0
         self._begun: dict[int, float] = {}  # by worker
-        self._ending = False
-        self._tasks = [asyncio.create_task(self._work(number)) for number in range(at_once)]
+        super().__init__(at_once)
 
     @property
     def oldest(self) -> float:
@@ -109,17 +108,6 @@ class Load:
             if time.monotonic() > ends:
                 raise ProgramError(f"{len(self.answered)} operations were answered in {READY_S:g} s, not {count}")
             await asyncio.sleep(POLL_S)
-
-    async def end(self) -> None:
-        """Let what is under way end."""
-        self._ending = True
-        await asyncio.gather(*self._tasks)
-
-    async def cancel(self) -> None:
-        """Give up what is under way."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 def gap_of(answered: Sequence[float], killed: float, oldest: float) -> float:

@@ -59,16 +59,15 @@ def environment(**more: str) -> dict[str, str]:
     return kept | {"PYTHONPATH": f"{ROOT}{os.pathsep}.", "PYTHONUNBUFFERED": "1"} | more
 
 
-def run(line: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
+def ended(command: list[str], cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end."""
     return subprocess.run(
-        as_process(line),
-        cwd=cwd,
-        env=environment(**more),
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
-        check=False,
+        command, cwd=cwd, env=environment(**more), capture_output=True, text=True, timeout=DEADLINE_S, check=False
     )
+
+
+def run(line: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    return ended(as_process(line), cwd, **more)
 
 
 def type_lines(lines: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -76,28 +75,12 @@ def type_lines(lines: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
     if not (Path(sys.prefix) / "bin" / "activate").exists():
         required("the tests run in no environment that could be activated")
     (cwd / ".venv").symlink_to(sys.prefix)
-    return subprocess.run(
-        ["bash", "-exc", "\n".join(lines)],
-        cwd=cwd,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
-        check=False,
-    )
+    return ended(["bash", "-exc", "\n".join(lines)], cwd)
 
 
 def run_python(words: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
     """`python` as a page types it, by this interpreter."""
-    return subprocess.run(
-        [sys.executable, *words],
-        cwd=cwd,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
-        check=False,
-    )
+    return ended([sys.executable, *words], cwd)
 
 
 def executed(cwd: Path, cluster: str, number: int) -> int:
