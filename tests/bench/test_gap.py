@@ -100,6 +100,7 @@ def test_the_results_have_a_place():
     assert all(RESULTS.read_text().count(mark) == 1 for mark in marks("gap"))
 
 
+@pytest.mark.long
 def test_a_real_primary_is_killed_and_returns_twice(tmp_path, monkeypatch):
     monkeypatch.setattr(gap, "LOADED_S", 0.2)
     killed = []

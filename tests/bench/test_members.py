@@ -101,6 +101,7 @@ def test_the_results_have_a_place():
     assert all(RESULTS.read_text().count(mark) == 1 for mark in marks("members"))
 
 
+@pytest.mark.long
 def test_real_clusters_of_two_sizes_are_measured(tmp_path, monkeypatch):
     views = []
     monkeypatch.setattr(members, "view_of", lambda found: views.append(view_of(found)) or views[-1])
