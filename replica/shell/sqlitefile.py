@@ -18,8 +18,9 @@ from replica.cluster.writing import sync_directory
 WAL_PAGES_MAX = 4096
 # What is left of a write-ahead log that had grown beyond this, once all of it is in the main file.
 WAL_KEPT_BYTES = 64 * 1024 * 1024
-# Free pages that a file keeps for what comes next: 4 MiB, or a quarter of what is used.
-FREE_PAGES_MIN = 1024
+# Free pages that a file keeps for what comes next: 64 MiB, or a quarter of what is used. With every milestone the store
+# forgets as much as 32 MiB of batches took, and needs it again: with less it would give back and take for ever.
+FREE_PAGES_MIN = 16384
 FREE_SHARE = 4
 _INCREMENTAL = 2  # what SQLite calls a file that can give pages back
 # A writer waits so long for another process that reads the file (a backup, `inspect`) and holds a lock.
