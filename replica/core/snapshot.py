@@ -73,7 +73,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """What a transfer took from others: bytes of parts in all, and of the application's state buckets with their keys."""
+    """What a transfer took from others: bytes of parts, and the application's buckets with their keys."""
 
     part_bytes: int = 0
     buckets: int = 0

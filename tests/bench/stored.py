@@ -31,6 +31,9 @@ from tests.support.ports import free_ports
 
 VALUE_BYTES = 100
 WRITTEN_AT_ONCE = 1000
+# Slots pass most quickly while each holds little.
+FEW_AT_ONCE = 4
+SOME_S = 0.2
 WARM_UP_S = 1.0
 DEADLINE_S = 60.0
 # Whoever is not there after so long does not come any more.
@@ -148,6 +151,13 @@ class Stored:
         value = secrets.token_bytes(VALUE_BYTES)
         records = (Record(line, key, value) for line, key in enumerate(keys, 1))
         await Loader(self.client, WRITTEN_AT_ONCE, lambda _: None).run(records)
+
+    async def durable(self) -> None:
+        """Put until the state with all that was put before is on every replica's disk; till then only the logs are."""
+        sinks, content = [ClientSink(self.client)], Content([key_of(0)], secrets.token_bytes(VALUE_BYTES))
+        slot = max(report["executed"] for report in (await self.reports()).values())
+        while min(report["persisted"] for report in (await self.reports()).values()) < slot:
+            await run_load(sinks, Load(FEW_AT_ONCE), SOME_S, content, {})
 
     async def round(self, keys: Sequence[bytes], at_once: int, seconds: float, loaded: Loaded) -> None:
         """Keep so many puts under way; note what that came to."""
