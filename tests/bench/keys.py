@@ -109,6 +109,7 @@ async def begun(keys: int, folder: Path, plan: Plan, stack: AsyncExitStack) -> t
     new = stored.size()
     began = time.monotonic()
     await stored.fill(plan.puts)
+    await stored.durable()
     view = await stored.settled()
     told(f"{keys:,} keys: {plan.puts:,} puts in {time.monotonic() - began:.0f} s")
     cluster = Cluster(keys, new, stored.size())
@@ -250,7 +251,7 @@ def size_lines(figures: Figures, plan: Plan) -> list[str]:
     return [
         (
             f"A replica's own process, without its log's; the median of three. retain_mib = {plan.retain_mib}. Both clusters "
-            "got as many puts, so what they differ in is the keys."
+            "got as many puts and have them on the disk, so what they differ in is the keys."
         ),
         "",
         table(headings, rows),
@@ -300,7 +301,8 @@ def back_lines(figures: Figures, plan: Plan) -> list[str]:
     back = figures.back
     rows = [recording_row(name, found) for name, found in back.loads.items()]
     installed = "never" if back.installed_s is None else f"after {back.installed_s:.1f} s"
-    voted = list(back.loads.values())[-1].operations
+    *_, alone, while_back, _, last = back.loads.values()
+    p99 = [1000 * found.latencies.percentile(0.99) for found in (alone, while_back)]
     return [
         (
             f"A backup is stopped, {back.changed:,} of {plan.many:,} keys are changed until the others have forgotten the logs that "
@@ -316,7 +318,8 @@ def back_lines(figures: Figures, plan: Plan) -> list[str]:
         ),
         moved_line(back, plan),
         f"- Its memory then: {back.memory / MIB:,.0f} MiB; the most since its start: {back.memory_most / MIB:,.0f} MiB.",
-        f"- With another replica stopped, so that nothing is decided without its vote, {voted:,} puts were done.",
+        f"- Clients' p99 was {p99[1]:.1f} ms while it came back, {p99[1] / p99[0]:.1f} times that while it was stopped.",
+        f"- With another replica stopped, so that nothing is decided without its vote, {last.operations:,} puts were done.",
     ]
 
 

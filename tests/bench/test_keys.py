@@ -17,9 +17,9 @@ from tests.bench.stored import Loaded, Return, Size, Stored, backups_of, is_leve
 PLAN = Plan(few=1000, many=5000, puts=7000, rounds=2, seconds=3.0, restarts=1, ordering="two-phase", retain_mib=16)
 
 
-def run_of(operations, p99_ms, backup_us):
+def run_of(operations, p99_ms, backup_us, others=0.25):
     costs = {"primary": 30.0, "backup 1": backup_us, "backup 2": backup_us, "log 0": 2.0, "client": 10.0}
-    return Run(operations, 1.0, 10.0, p99_ms, costs, others_cpus=0.25)
+    return Run(operations, 1.0, 10.0, p99_ms, costs, others_cpus=others)
 
 
 def cluster_of(stored, runs, memory, disk, views=0):
@@ -34,7 +34,9 @@ def recording_of(operations, seconds, latency_s):
 
 
 def back_of(**other):
-    loads = {"before": recording_of(10, 1.0, 0.01), "vote": recording_of(1234, 2.0, 0.25)}
+    latencies = {"before": 0.01, "alone": 0.02, "meanwhile": 0.05, "after": 0.03, "vote": 0.25}
+    loads = {name: recording_of(1234, 2.0, latency) for name, latency in latencies.items()}
+    loads["before"].operations = 10
     moved = {"part_bytes": 3 * MIB, "buckets": 400, "bucket_keys": 1500}
     found = {"changed": 500, "behind": 2048, "loads": loads, "installed_s": 3.21, "level_s": 7.89}
     return Return(**{**found, "transfers": [moved], "memory": 99 * MIB, "memory_most": 200 * MIB, **other})
@@ -42,7 +44,9 @@ def back_of(**other):
 
 def figures_of(rates=(900, 850), p99=(11.0, 12.0), memory=14 * MIB, grows=0, back=None, took=(2.0, 10.0)):
     few = cluster_of(1000, [run_of(1000, 10.0, 20.0)] * 2, 12 * MIB, 2 * MIB, views=1)
-    many = cluster_of(5000, [run_of(*one, 25.0) for one in zip(rates, p99, strict=True)], memory, 4 * MIB, views=2)
+    many = cluster_of(
+        5000, [run_of(*one, 25.0, 0.75) for one in zip(rates, p99, strict=True)], memory, 4 * MIB, views=2
+    )
     sizes = [Size((100 + grows * step) * MIB, 0) for step in range(13)]
     found = {(1000, 100): 2.0, (1000, 1000): 3.0, (5000, 100): 3.0, (5000, 1000): 3.6}
     return Figures(few, many, sizes, {"5,000 keys, no load": list(took)}, back or back_of(), 437.5, found)
@@ -62,7 +66,7 @@ def test_the_load_is_compared_by_medians_and_round_by_round():
         "round: 0.90, 0.85 times."
     ) in lines
     assert "- 3 views were left meanwhile, which mixes up primary and backups." in lines
-    assert lines[-1].startswith("Programs outside the measurement kept 0.25 processors busy")
+    assert lines[-1].startswith("Programs outside the measurement kept 0.50 processors busy (median; at most 0.75)")
     assert lines[-1].endswith(" here")
 
 
@@ -109,6 +113,7 @@ def test_a_return_is_told_with_what_was_fetched_and_kept():
     assert "- It fetched 3.0 MiB in 1 transfer(s): 400 of 65,536 buckets with 1,500 keys; 3,500 keys were kept." in said
     assert "6,291 bytes per changed key" in said
     assert "- Its memory then: 99 MiB; the most since its start: 200 MiB." in lines
+    assert "- Clients' p99 was 50.0 ms while it came back, 2.5 times that while it was stopped." in lines
     assert lines[-3].endswith("1,234 puts were done.")
 
 
