@@ -109,9 +109,10 @@ async def begun(keys: int, folder: Path, plan: Plan, stack: AsyncExitStack) -> t
     new = stored.size()
     began = time.monotonic()
     await stored.fill(plan.puts)
+    took = time.monotonic() - began
     await stored.durable()
     view = await stored.settled()
-    told(f"{keys:,} keys: {plan.puts:,} puts in {time.monotonic() - began:.0f} s")
+    told(f"{keys:,} keys: {plan.puts:,} puts in {took:.0f} s, on the disk after {time.monotonic() - began:.0f} s")
     cluster = Cluster(keys, new, stored.size())
     cluster.loaded.views = -view  # those that are left from now on count
     return stored, cluster
@@ -288,11 +289,15 @@ def moved_line(back: Return, plan: Plan) -> str:
     if not back.transfers:
         return "- It fetched no state: the others still had the logs. So this says nothing of a transfer."
     moved = sum(one["part_bytes"] for one in back.transfers)
-    buckets, keys = (sum(one[name] for one in back.transfers) for name in ("buckets", "bucket_keys"))
+    each = [
+        f"{one['part_bytes'] / MIB:.1f} MiB, {one['buckets']:,} of {BUCKETS:,} buckets with {one['bucket_keys']:,} keys "
+        f"(the other {plan.many - one['bucket_keys']:,} were kept)"
+        for one in back.transfers
+    ]
     return (
-        f"- It fetched {moved / MIB:.1f} MiB in {len(back.transfers)} transfer(s): {buckets:,} of {BUCKETS:,} buckets with "
-        f"{keys:,} keys; {max(0, plan.many - keys):,} keys were kept. {moved / back.changed:,.0f} bytes per changed key. Bytes: the "
-        "parts of the state as the replica's log counts them, without frames and TLS, and without what it read of the logs after."
+        f"- Fetched in {len(back.transfers)} transfer(s): {'; '.join(each)}. {moved / back.changed:,.0f} bytes per changed key. "
+        "Bytes: the parts of the state as the replica's log counts them, without frames and TLS, and without what it read of "
+        "the logs after."
     )
 
 
