@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
@@ -20,7 +21,8 @@ from replica.core.layout import LayoutError
 from replica.core.snapshot import Changes, Fetched, Milestone, PartWanted, Snapshot, Source
 from replica.core.treeparts import part_of
 from replica.shell.statestore import Milestone as StoredMilestone
-from replica.shell.statestore import PinnedState, StateStore
+from replica.shell.statestore import PinnedState, StateStore, discard_state
+from replica.shell.statetree import StateDamagedError
 
 # A lease ends when nobody asked for anything of it for so long, or at once if the file's write-ahead log is too large.
 LEASE_S = 30.0
@@ -28,6 +30,10 @@ LEASE_S = 30.0
 LEASE_S_MAX = 900.0
 LEASES_MAX = 4
 WAL_BYTES_MAX = 1024 * 1024 * 1024
+# Pages of 4 KiB that hold nothing and are given back at a time after a milestone, and how long milestones may then be
+# written before it goes on.
+GIVE_PAGES = 1024
+GIVE_PAUSE_S = 0.2
 
 Make = Callable[[Fetched], Snapshot]
 
@@ -69,7 +75,10 @@ class StateKeeper:
         self._leases: dict[int, _Lease] = {}
         self._highest = 0  # the slot of the newest milestone that was handed in
         self._newest: tuple[int, tuple[int, ...]] | None = None  # slot and cut of the persisted milestone
+        self._may_shrink = False  # the file, for all that is known
+        self._pause: asyncio.TimerHandle | None = None  # until it goes on
         self._closed = False
+        self._damaged = False  # the file would not be written: it is of no more use, to the next start either
 
     @property
     def slot(self) -> int:
@@ -111,6 +120,10 @@ class StateKeeper:
             self._writing = self._loop.run_in_executor(self._writer, self._write_changes, waiting)
             header = self._read(waiting[-1].header)
             self._writing.add_done_callback(lambda work: self._written(work, header, None))
+        elif self._may_shrink:
+            self._may_shrink = False
+            self._writing = self._loop.run_in_executor(self._writer, self._store.give_back, GIVE_PAGES)
+            self._writing.add_done_callback(self._given_back)
 
     def _write_fetched(self, fetched: Fetched, make: Make) -> Snapshot:
         self._write(fetched.milestone())
@@ -123,19 +136,38 @@ class StateKeeper:
         write_milestone(self._store, milestone, self._read(milestone.header))
 
     def _written(self, work: "asyncio.Future[Any]", header: Header, done: Callable[[Snapshot], None] | None) -> None:
-        self._writing = None
-        if self._closed or work.cancelled():
+        if not self._is_done(work):
             return
-        error = work.exception()
-        if error is not None:
-            self._on_failed(error)
-            return
+        self._may_shrink = self._pause is None
         self._newest = (header.slot, header.cut)
         self._end_leases()
         if done is not None:
             done(work.result())
         self._on_forgettable(self.needed_from())
         self._write_next()
+
+    def _given_back(self, work: "asyncio.Future[bool]") -> None:
+        if not self._is_done(work):
+            return
+        if work.result():
+            self._pause = self._loop.call_later(GIVE_PAUSE_S, self._go_on_shrinking)
+        self._write_next()
+
+    def _go_on_shrinking(self) -> None:
+        self._pause = None
+        self._may_shrink = True
+        self._write_next()
+
+    def _is_done(self, work: "asyncio.Future[Any]") -> bool:
+        """Take the end of what the writer's thread did; say whether it went well and there is more to do."""
+        self._writing = None
+        if work.cancelled():
+            return False
+        error = work.exception()
+        self._damaged = self._damaged or isinstance(error, StateDamagedError)
+        if error is not None and not self._closed:
+            self._on_failed(error)
+        return error is None and not self._closed
 
     def needed_from(self) -> tuple[int, ...]:
         """Return the cut up to which no log is needed any more: here, or by those who have a lease."""
@@ -200,8 +232,13 @@ class StateKeeper:
         return len(self._leases) < before
 
     async def close(self) -> None:
-        """Finish what is being written, end all leases, and give the file back."""
+        """Finish what is being written, end all leases, and give the file back; one found damaged is moved aside.
+
+        It may be damaged where only writing it shows: the next start would load it, and fail at the first milestone.
+        """
         self._closed = True
+        if self._pause is not None:
+            self._pause.cancel()
         if self._writing is not None:
             await asyncio.wait([self._writing])
         for lease in self._leases.values():
@@ -210,6 +247,9 @@ class StateKeeper:
         self._reader.shutdown(wait=True)
         self._writer.shutdown(wait=True)
         self._store.close()
+        if self._damaged:
+            with suppress(OSError):  # of the disk that has failed: the next start meets it again
+                discard_state(self._store.path)
 
 
 def write_milestone(store: StateStore, milestone: Milestone, header: Header) -> None:

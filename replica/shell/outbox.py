@@ -29,8 +29,10 @@ STORE_AFTER_S = 0.2
 STORE_AFTER_BYTES = 4 * 1024 * 1024
 # What the store keeps of the logs although nothing needs it, so that a slightly late peer needs no transfer.
 KEEP_BYTES = 256 * 1024 * 1024
-# Groups forgotten in one turn of the outbox's thread, and how long it may then speak before it forgets more.
+# Groups forgotten in one turn of the outbox's thread, or pages of 4 KiB given back, and how long it may then speak
+# before it goes on.
 TIDY_ROWS = 64
+TIDY_PAGES = 256
 TIDY_PAUSE_S = 0.05
 # What may wait behind a slow disk before peers' logs are read no further.
 WAITING_BYTES_MAX = 32 * 1024 * 1024
@@ -129,14 +131,16 @@ class Outbox:
             self._tidying.add_done_callback(self._tidied)
 
     def _forget_some(self, cut: tuple[int, ...]) -> bool:
-        """Forget some groups, in the outbox's own thread; say whether there is more to forget."""
+        """Forget some groups, or give back some of their room, in the outbox's thread; say whether there is more."""
         own = cut[self._number]
         # Two histories of one log can only be told apart above what its trusted part still answers for.
         if self._log.low <= own <= self._log.last:
             self._log.truncate(own + 1, context=self._context)
         before = self._store.held_bytes()
         self._store.truncate(cut, self._keep_bytes, TIDY_ROWS)
-        return self._keep_bytes < self._store.held_bytes() < before
+        if self._keep_bytes < self._store.held_bytes() < before:
+            return True
+        return self._store.give_back(TIDY_PAGES)
 
     def _tidied(self, work: "asyncio.Future[bool]") -> None:
         self._tidying = None

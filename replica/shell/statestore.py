@@ -24,7 +24,7 @@ from typing import Self
 from replica.core.layout import U64
 from replica.core.tree import BUCKETS, KEY_BYTES_MAX, bucket_digest, bucket_of, encode_bucket
 from replica.shell.atrest import CLEAR, PART, Clear, UnsealError
-from replica.shell.sqlitefile import DAMAGED, claim, open_file, set_aside, transaction, wal_bytes
+from replica.shell.sqlitefile import DAMAGED, claim, give_back, open_file, set_aside, transaction, wal_bytes
 from replica.shell.statetree import (
     VALUE_BYTES_MAX,
     StateDamagedError,
@@ -188,6 +188,14 @@ class StateStore:
             if milestone.roots is not None:
                 self._check_roots(milestone.roots)
             self._put_milestone(milestone)
+
+    def give_back(self, pages_max: int) -> bool:
+        """Give pages that hold nothing back to the disk, at most so many; say whether there are more to give.
+
+        Called as `write` is, and raises as it does.
+        """
+        with guarded(self.path):
+            return give_back(self._db, pages_max)
 
     def _apply(self, tree: int, changes: Iterable[Change]) -> bytearray:
         """Write changed entries; return a byte per bucket, 1 if it was touched."""

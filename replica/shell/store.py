@@ -5,7 +5,8 @@ and comes with the next transaction; what is missing after a crash the trusted l
 rewritten, but for repair. Every group is verified again when it is loaded: damage is found by digests, not by luck.
 
 Groups below the agreed cut are deleted, the oldest first, when all of them together have more bytes than the settings
-allow; SQLite uses their pages again. `held` has the running totals per log, kept by triggers.
+allow; SQLite uses their pages again, and what it has too many of is given back to the disk. `held` has the running
+totals per log, kept by triggers.
 """
 
 import heapq
@@ -23,6 +24,7 @@ from replica.shell.sqlitefile import (
     StoreError,
     claim,
     finish_replacement,
+    give_back,
     is_damage,
     open_file,
     reading,
@@ -236,6 +238,11 @@ class Store:
         with transaction(self._db):
             self._db.executemany("delete from groups where seq = ?", ((seq,) for seq in doomed))
             self._db.execute("delete from own_attestations where first < ?", (below,))
+
+    def give_back(self, pages_max: int) -> bool:
+        """Give pages that hold nothing back to the disk, at most so many; say whether there are more to give."""
+        with self._guarded():
+            return give_back(self._db, pages_max)
 
     def drop(self, log: int, index: int) -> None:
         """Remove the group of another's log that holds `index`, or else the next one, durably: to fetch it again."""

@@ -168,6 +168,7 @@ class Operator:
         before = self.chain[-1] if self.chain else self.setting.genesis
         verifier = self.setting.verifier_of(before)
         self.chain.append(check_link(decode_link(links[wish.members.number - 1]), before, verifier.entry).genesis)
+        self.world.counts[f"{wish.change.kind}-to-n{self.chain[-1].n}"] += 1
         self._wish = None
         self._enter(wish.change, wish.newcomers, list(self.chain))
         self._when_settled()

@@ -62,6 +62,10 @@ class Changing(Processes):
         command = [sys.executable, "-m", "replica.cli.main", *map(str, words)]
         return subprocess.run(command, check=False, env=environment(), capture_output=True, text=True, timeout=120)
 
+    def make_two(self, first):
+        """Make the replicas with this number and the next one, so that they may be added; return their public files."""
+        return [self.make(number, f"new-{number}") for number in (first, first + 1)]
+
     def member(self, *words, expected=0):
         done = self.command("member", *words)
         assert done.returncode == expected, done.stdout + done.stderr
@@ -81,6 +85,15 @@ class Changing(Processes):
             return listed["list"] == number and all(one["works_under_list"] == number for one in listed["replicas"])
 
         await until(over, f"all members work under list {number}", DEADLINE_S)
+
+    async def until_they_left(self, numbers, number_of_list):
+        """Those who stay go over; those who were removed say so, and stop when they are told to."""
+        await self.until_all_are_over(number_of_list)
+        for number in numbers:
+            self.wait_logged(number, "no member any more")
+            await asyncio.to_thread(says_that_it_left, self, number, number_of_list)
+        for number in numbers:
+            assert self.kill(number, signal.SIGTERM) == 0
 
     def client_now(self, **options) -> Client:
         return Client(self.present(), self.key(), deadline_s=30.0, **options)
@@ -230,7 +243,7 @@ def test_two_more_and_two_less(tmp_path):
         cluster.start_and_wait()
 
         def grow():
-            publics = [cluster.make(number, f"new-{number}") for number in (3, 4)]
+            publics = cluster.make_two(3)
             cluster.member("add", cluster.directory, *publics)
             for path in (members_path(cluster.file), cluster.folder(4) / "members.toml"):
                 path.unlink()
@@ -253,12 +266,7 @@ def test_two_more_and_two_less(tmp_path):
             await asyncio.to_thread(cluster.member, "remove", cluster.directory, 4, 3)
             again = await asyncio.to_thread(cluster.member, "remove", cluster.directory, 3, 4)
             assert "nothing is changed: replicas 3 and 4 are members no more" in again.stderr
-            await cluster.until_all_are_over(2)
-            for number in (3, 4):
-                cluster.wait_logged(number, "no member any more")
-                await asyncio.to_thread(says_that_it_left, cluster, number, 2)
-            for number in (3, 4):
-                assert cluster.kill(number, signal.SIGTERM) == 0
+            await cluster.until_they_left((3, 4), 2)
             cluster.kill(1)
             async with cluster.client_now() as client:
                 assert await client.incr("counter-0") == totals[0] + 2
@@ -377,14 +385,25 @@ def test_a_replica_moves_to_another_address(tmp_path):
         assert [one["since_list"] for one in cluster.listed()["replicas"]] == [0, 0, 0]
 
 
-async def refusal(cluster, public_file):
-    """Order a list with the replica of this file, whatever it is; return what the replicas say of it."""
-    present, part = cluster.present(), load_public_part(public_file)
+def seats_of(cluster, public_file=None):
+    """Return who the members are, with the replica of this file among them, whatever it is."""
+    present = cluster.present()
     seats = [seat_of(present, number) for number in range(present.genesis.n)]
-    seats[part.place.number] = Seat(replace(part.member, since=1), encode_place(part.place))
+    if public_file is not None:
+        part = load_public_part(public_file)
+        seats[part.place.number] = Seat(
+            replace(part.member, since=present.genesis.list_number + 1), encode_place(part.place)
+        )
+    return seats
+
+
+async def refusal(cluster, seats):
+    """Order a list with these members without the commands' own checks; return what the replicas say of it."""
+    present = cluster.present()
+    wanted = MemberList(present.genesis.list_number + 1, 0, tuple(seats))
     key = load_client_key(cluster.directory / OPERATOR_NAME)
     with pytest.raises(ChangeError) as refused:
-        await change(present, key, MemberList(1, 0, tuple(seats)), deadline_s=DEADLINE_S, say=print)
+        await change(present, key, wanted, deadline_s=DEADLINE_S, say=print)
     return str(refused.value)
 
 
@@ -447,7 +466,7 @@ def test_what_is_refused(tmp_path):
         done = cluster.member("replace", cluster.directory, twice / "replica-2.public.toml", expected=2)
         assert "replicas 0 and 2 have one address" in done.stderr
         # Who asks for it without these commands is refused by the replicas, and nothing stops.
-        assert "have one address" in asyncio.run(refusal(cluster, twice / "replica-2.public.toml"))
+        assert "have one address" in asyncio.run(refusal(cluster, seats_of(cluster, twice / "replica-2.public.toml")))
         assert cluster.listed()["list"] == 0
         cluster.moved.clear()
         cluster.kill(1)

@@ -8,6 +8,14 @@ from replica.sim.scenario import MEMBERS_FROM, draw
 SEEDS = range(MEMBERS_FROM, MEMBERS_FROM + 60)
 
 
+def sizes(scenario):
+    """Yield each change of the members, and how many there are after it."""
+    n = scenario.n
+    for change in scenario.changes:
+        n += {"add": 2, "remove": -2}.get(change.kind, 0)
+        yield change, n
+
+
 @pytest.mark.parametrize("part", range(6))
 def test_members_change_and_nothing_else_does(part):
     for seed in SEEDS[part::6]:
@@ -16,6 +24,8 @@ def test_members_change_and_nothing_else_does(part):
         done = sum(outcome.counts[f"change-{kind}"] for kind in ("replace", "add", "remove"))
         assert done == len(draw(seed).changes) > 0
         assert outcome.counts["went-over"] > 0
+        for change, n in sizes(draw(seed)):
+            assert outcome.counts[f"{change.kind}-to-n{n}"] > 0
 
 
 @pytest.mark.parametrize("seed", [1_002_200, 1_002_283])
@@ -31,6 +41,21 @@ def test_every_kind_of_change_is_drawn():
     assert {change.lost for change in changes if change.kind == "replace"} == {True, False}
     assert {change.off for change in changes} == {True, False}
     assert any("forged-list" in chosen for seed in SEEDS for chosen in draw(seed).strategies)
+
+
+def test_seven_are_reached_by_two_more_from_five_and_from_three():
+    grown = [(draw(seed).n, [n for change, n in sizes(draw(seed)) if change.kind == "add"]) for seed in SEEDS]
+    assert (5, [7]) in grown
+    assert (3, [5, 7]) in grown
+
+
+def test_seven_go_back_to_five():
+    """In a run that begins with three: twice two more, then two less."""
+    seed = 1_000_113
+    assert [(change.kind, n) for change, n in sizes(draw(seed))] == [("add", 5), ("add", 7), ("remove", 5)]
+    outcome = run_seed(seed)
+    assert not outcome.violations
+    assert [outcome.counts[name] for name in ("add-to-n5", "add-to-n7", "remove-to-n5")] == [1, 1, 1]
 
 
 def test_other_seeds_are_about_other_things():

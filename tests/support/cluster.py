@@ -199,5 +199,5 @@ class Processes(ClientsMixin, contextlib.AbstractContextManager):
             self.show_logs()
 
     def show_logs(self) -> None:
-        for number in range(self.cluster.genesis.n):
-            print(f"--- replica {number}\n{self.log_text(number)[-6000:]}")
+        for path in sorted(self.directory.glob("replica-*.stderr")):  # of those too that came in later
+            print(f"--- {path.stem}\n{path.read_text(errors='replace')[-6000:]}")

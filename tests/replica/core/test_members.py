@@ -25,6 +25,7 @@ from replica.core.layout import LayoutError
 from replica.core.members import LISTS_MAX, MemberList, RefusedError, Seat, check_change, decode_members
 from replica.core.places import PLACE_BYTES_MAX, Place, decode_places
 from replica.core.points import PRIME, is_point, squared_y
+from replica.core.quorum import FAULTS_MAX
 from replica.core.state import BucketedMap
 from replica.sim.logs import stand_in_key
 from tests.replica.core.harness import GOOD_SIGNATURE, make_genesis, public_key
@@ -260,6 +261,23 @@ def test_two_more_and_two_less_at_the_most():
     seats = (*listed(five).seats[:2], Seat(replaced(2), place(2)))
     with pytest.raises(RefusedError, match="2 logs stay, 3 must"):
         check_change(five, MemberList(1, 8, seats), {})
+
+
+def test_no_more_than_the_program_can_have_and_no_less_than_bear_a_fault():
+    most = replace(make_genesis(FAULTS_MAX), operators=(OPERATOR,))
+    assert most.n == 21
+    check_change(replace(make_genesis(FAULTS_MAX - 1), operators=(OPERATOR,)), grown(FAULTS_MAX - 1), {})
+    for before, made, count in ((most, grown(FAULTS_MAX), 23), (G, MemberList(1, 8, listed(G).seats[:1]), 1)):
+        with pytest.raises(RefusedError, match=f"3 to 21, not {count}"):
+            check_change(before, made, {})
+    with pytest.raises(LayoutError, match="a list of 23 members"):
+        decode_members(grown(FAULTS_MAX).encode())
+
+
+def grown(f: int) -> MemberList:
+    """Return the list with two more than 2f + 1."""
+    n = 2 * f + 1
+    return replace(listed(make_genesis(f), **{f"m{n}": replaced(n), f"m{n + 1}": replaced(n + 1, OTHER)}), after=8)
 
 
 def test_a_log_that_went_cannot_come_back():

@@ -27,6 +27,9 @@ from trustlog.sealed import Files, UnsyncedFiles
 
 # So that the write-ahead logs are emptied many times.
 WAL_PAGES = 24
+# So that pages are given back, a few at a time.
+FREE_PAGES = 2
+GIVE_PAGES = 3
 MILESTONE_EVERY = 20
 KEPT_BYTES = 15_000
 KEPT_INDEXES = 30
@@ -116,10 +119,14 @@ class Work:
         whole = slot % 4 == 1
         self.state.write(milestone(slot, None if whole else state_at(slot - 1)), replace_all=whole)
         self.say(milestone=slot)
+        while self.state.give_back(GIVE_PAGES):
+            pass
         await until(lambda: not self.outbox.is_busy, "the outbox at rest")
         cuts = [max(0, log.last - KEPT_INDEXES) for log in (self.log, self.peers[1].log, self.peers[2].log)]
         self.say(cuts=cuts)
         self.store.truncate(cuts, KEPT_BYTES, 20)
+        while self.store.give_back(GIVE_PAGES):
+            pass
 
     async def close(self) -> None:
         await self.outbox.close()
@@ -130,6 +137,7 @@ class Work:
 async def main(folder: Path, operations: int, planted: str) -> None:
     """Work, stop and start again in the middle, and work on."""
     sqlitefile.WAL_PAGES_MAX = WAL_PAGES
+    sqlitefile.FREE_PAGES_MIN, sqlitefile.FREE_SHARE = FREE_PAGES, 1000
     chance = random.Random(7)
     peers = {1: Author(1), 2: Author(2)}
     with closing(os.fdopen(os.open(folder / "said", os.O_CREAT | os.O_WRONLY), "wb", buffering=0)) as said:
