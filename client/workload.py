@@ -99,12 +99,21 @@ async def open_loop(
 
 
 class OpenLoop(Generic[Outcome]):
-    """One open loop. Operation i is meant to start i / rate seconds after the beginning."""
+    """One open loop. Operation i is meant to start i / rate seconds after the beginning, or with its burst's first."""
 
-    def __init__(self, sinks: Sequence[Sink[Outcome]], rate: float, seconds: float, content: Content, now: Now) -> None:
+    def __init__(
+        self,
+        sinks: Sequence[Sink[Outcome]],
+        rate: float,
+        seconds: float,
+        content: Content,
+        now: Now,
+        burst: int = 1,
+    ) -> None:
         self.recording = Recording()
         self._sinks, self._content, self._now = sinks, content, now
         self._rate, self._seconds = rate, seconds
+        self._burst = burst
         self._began = 0.0
         self._total = max(1, math.ceil(rate * seconds))
         self._started = 0
@@ -137,7 +146,7 @@ class OpenLoop(Generic[Outcome]):
         self._total = self._started
 
     def _intended(self) -> float:
-        return self._began + self._started / self._rate
+        return self._began + self._started // self._burst * self._burst / self._rate
 
     def _start(self) -> None:
         intended, number = self._intended(), self._started

@@ -30,7 +30,7 @@ from tests.bench.members import BACKUP, LOG, ORDERINGS, PRIMARY, cell_of, cost
 from tests.bench.programs import ProgramError
 from tests.bench.report import RESULTS, others_of, surroundings, table, write_into
 from tests.bench.rounds import Results
-from tests.bench.stored import VALUE_BYTES, Loaded, Return, Size, Stored
+from tests.bench.stored import BURST_S, VALUE_BYTES, Loaded, Return, Size, Stored
 from tests.replica.core.state_bench import CHANGES, checkpoint, filled
 from trustlog.cli.contract import CommandError
 
@@ -312,7 +312,7 @@ def back_lines(figures: Figures, plan: Plan) -> list[str]:
         (
             f"A backup is stopped, {back.changed:,} of {plan.many:,} keys are changed until the others have forgotten the logs that "
             f"it lacks, and it is started beside puts to the changed keys at a steady {figures.rate:,.0f} per second "
-            f"({LOAD:.0%} of the closed loop's). Latency counts from when a put was due."
+            f"({LOAD:.0%} of the closed loop's), in bursts {1000 * BURST_S:.0f} ms apart. Latency counts from when a put was due."
         ),
         "",
         table(["meanwhile", "s", "puts", "p50 ms", "p99 ms", "worst ms"], rows),

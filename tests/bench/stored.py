@@ -34,6 +34,9 @@ WRITTEN_AT_ONCE = 1000
 # Slots pass most quickly while each holds little.
 FEW_AT_ONCE = 4
 SOME_S = 0.2
+# How often puts at a rate start: as many as are due by then, so that they share envelopes as those of a closed loop do.
+# One by one each would be an envelope of its own, and half the rate keeps the machine as busy as all of it does.
+BURST_S = 0.02
 WARM_UP_S = 1.0
 DEADLINE_S = 60.0
 # Whoever is not there after so long does not come any more.
@@ -179,7 +182,8 @@ class Stored:
     async def paced(self, keys: Sequence[bytes], rate: float) -> AsyncIterator[Recording]:
         """Put at this rate, whatever became of the puts before, while the body runs; after it the recording is whole."""
         content = Content(keys, secrets.token_bytes(VALUE_BYTES))
-        loop = OpenLoop([ClientSink(self.client)], rate, PATIENCE_S, content, time.perf_counter)
+        burst = max(1, round(rate * BURST_S))
+        loop = OpenLoop([ClientSink(self.client)], rate, PATIENCE_S, content, time.perf_counter, burst)
         task = asyncio.create_task(loop.run())
         try:
             yield loop.recording

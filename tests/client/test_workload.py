@@ -138,6 +138,14 @@ def test_operations_are_shared_by_all_sinks(loop):
     assert min(counts) == max(counts) > 0
 
 
+def test_an_open_loop_may_start_in_bursts():
+    server = Server()
+    loop = OpenLoop([server], 8, 1.5, KEYS, now, burst=4)
+    in_virtual_time(loop.run)
+    assert server.starts == [0] * 4 + [0.5] * 4 + [1.0] * 4
+    assert loop.recording.latencies.maximum_s == STEP
+
+
 def test_an_open_loop_can_be_ended_before_its_time():
     server = Server(takes=0.5)
     loop = OpenLoop([server], 8, 3600.0, KEYS, now)
