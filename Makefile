@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 BENCH_VENV := .venv-bench
 BENCH_STAMP := $(BENCH_VENV)/.installed
 
-.PHONY: help install check format test test-long test-chart test-compose test-net test-systemd test-rolling cover kill demo bench bench-peers bench-gateway bench-trust bench-flood bench-members bench-gap bench-chain bench-state profile soak sim man lock clean
+.PHONY: help install check format test test-long test-chart test-compose test-net test-systemd test-rolling cover kill demo bench bench-peers bench-gateway bench-trust bench-flood bench-members bench-gap bench-keys bench-chain bench-state profile soak sim man lock clean
 
 help: ## Show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1	\2/p' Makefile | expand -t 22
@@ -109,6 +109,9 @@ bench-members: $(STAMP) ## Measure what an operation costs with 3, 5, 7 and 9 re
 
 bench-gap: $(STAMP) ## Measure how long nothing is answered when the primary is killed at full load (GAP=--help)
 	$(BIN)/python -m tests.bench.gap $(GAP)
+
+bench-keys: $(STAMP) ## Measure a cluster with 10 thousand and 1 million keys: load, memory, start, a late replica (KEYS=--help)
+	$(BIN)/python -m tests.bench.keys $(KEYS)
 
 bench-state: $(STAMP) ## Measure checkpoints and transfers with 10 thousand and 1 million keys stored
 	$(BIN)/python -m tests.replica.core.state_bench

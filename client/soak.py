@@ -9,6 +9,7 @@ python -m client.soak --operations 200000 --keys 20000
 """
 
 import asyncio
+import json
 import signal
 import subprocess
 import sys
@@ -56,6 +57,16 @@ class Cluster:
         with home.with_suffix(".log").open("ab") as log:
             self.children[number] = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)  # noqa: S603
 
+    def configure(self, number: int, **settings: str | int) -> None:
+        """Add lines to a replica's settings, before it is started."""
+        path = self.directory / f"replica-{number}" / "replica.toml"
+        lines = "".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items())
+        path.write_text(lines + path.read_text())  # before the first table
+
+    def end(self, number: int) -> None:
+        """End one, gently."""
+        stop_child(self.children.pop(number))
+
     def kill(self, number: int) -> None:
         """Kill one as a crash does."""
         child = self.children.pop(number)
@@ -67,13 +78,13 @@ class Cluster:
         for child in self.children.values():
             stop_child(child)
 
-    def memory(self, number: int) -> int:
-        """Return the resident bytes of a replica, 0 if it does not run."""
+    def memory(self, number: int, field: str = "VmRSS") -> int:
+        """Return the resident bytes of a replica, 0 if it does not run; "VmHWM": the most that they were."""
         child = self.children.get(number)
         if child is None or child.poll() is not None:
             return 0
         status = Path(f"/proc/{child.pid}/status").read_text()
-        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS:"))
+        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(f"{field}:"))
 
     def disk(self, number: int) -> int:
         """Return the bytes that a replica's folder takes on the disk."""
@@ -206,12 +217,10 @@ def cli(*, operations: int, keys: int, workers: int, retain_mib: int, parent: Pa
     with tempfile.TemporaryDirectory(prefix="trustlog-soak-", dir=parent) as place, ExitStack() as stack:
         directory = Path(place) / "cluster"
         initialise(directory, 1, "three-phase")
-        for number in range(REPLICAS):
-            settings = directory / f"replica-{number}" / "replica.toml"
-            settings.write_text(f"retain_mib = {retain_mib}\n{settings.read_text()}")  # before the first table
         cluster = Cluster(directory)
         stack.callback(cluster.stop)
         for number in range(REPLICAS):
+            cluster.configure(number, retain_mib=retain_mib)
             cluster.start(number)
         Target(directory, DEADLINE_S).run(lambda client: _soak(cluster, client, operations, keys, workers))
 

@@ -99,13 +99,23 @@ async def open_loop(
 
 
 class OpenLoop(Generic[Outcome]):
-    """One open loop. Operation i is meant to start i / rate seconds after the beginning."""
+    """One open loop. Operation i is meant to start i / rate seconds after the beginning, or with its burst's first."""
 
-    def __init__(self, sinks: Sequence[Sink[Outcome]], rate: float, seconds: float, content: Content, now: Now) -> None:
+    def __init__(
+        self,
+        sinks: Sequence[Sink[Outcome]],
+        rate: float,
+        seconds: float,
+        content: Content,
+        now: Now,
+        burst: int = 1,
+    ) -> None:
         self.recording = Recording()
         self._sinks, self._content, self._now = sinks, content, now
         self._rate, self._seconds = rate, seconds
+        self._burst = burst
         self._began = 0.0
+        self._total = max(1, math.ceil(rate * seconds))
         self._started = 0
         self._under_way = 0
         self._failure: BaseException | None = None
@@ -114,26 +124,29 @@ class OpenLoop(Generic[Outcome]):
     async def run(self) -> None:
         """Run it; the first error of an operation is raised when all have ended."""
         began = self._began = self._now()
-        total = max(1, math.ceil(self._rate * self._seconds))
-        while self._started < total and self._failure is None:
+        while self._started < self._total and self._failure is None:
             moment = self._now()
-            while self._started < total and self._intended() <= moment and self._under_way < UNDER_WAY_MAX:
+            while self._started < self._total and self._intended() <= moment and self._under_way < UNDER_WAY_MAX:
                 self._start()
             if self._under_way >= UNDER_WAY_MAX:
                 if moment - began >= self._seconds:
                     break
                 await self._any_end()
-            elif self._started < total:
+            elif self._started < self._total:
                 await asyncio.sleep(max(0.0, self._intended() - self._now()))
-        self._give_up_waiting(total)
+        self._give_up_waiting()
         while self._under_way:
             await self._any_end()
         self.recording.seconds = self._now() - began
         if self._failure is not None:
             raise self._failure
 
+    def end(self) -> None:
+        """Start nothing more, long before the time is over; `run` returns when what is under way has ended."""
+        self._total = self._started
+
     def _intended(self) -> float:
-        return self._began + self._started / self._rate
+        return self._began + self._started // self._burst * self._burst / self._rate
 
     def _start(self) -> None:
         intended, number = self._intended(), self._started
@@ -156,9 +169,9 @@ class OpenLoop(Generic[Outcome]):
         self.recording.operations += 1
         self.recording.latencies.record(max(0.0, self._now() - intended))
 
-    def _give_up_waiting(self, total: int) -> None:
+    def _give_up_waiting(self) -> None:
         """Count what was due and found no room: it waited at least until now."""
-        while self._started < total and self._failure is None:
+        while self._started < self._total and self._failure is None:
             self.recording.not_started += 1
             self.recording.latencies.record(max(0.0, self._now() - self._intended()))
             self._started += 1

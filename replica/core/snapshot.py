@@ -72,6 +72,15 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class Moved:
+    """What a transfer took from others: bytes of parts, and the application's buckets with their keys."""
+
+    part_bytes: int = 0
+    buckets: int = 0
+    bucket_keys: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Fetched:
     """A state that was fetched and verified, and that nothing changes any more.
 
@@ -84,6 +93,7 @@ class Fetched:
     batches: tuple[Batch, ...]
     application: FrozenMap
     table: FrozenMap
+    moved: Moved = Moved()
 
     def snapshot(self, application: Application, genesis: Genesis) -> Snapshot:
         """Return it as what a core begins with; LayoutError if its table is none, which no correct replica says."""

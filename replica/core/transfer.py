@@ -15,7 +15,7 @@ from replica.core.genesis import Genesis
 from replica.core.layout import LayoutError
 from replica.core.logstate import LogState
 from replica.core.sessions import record_bytes_max
-from replica.core.snapshot import Fetched, PartWanted, Source
+from replica.core.snapshot import Fetched, Moved, PartWanted, Source
 from replica.core.tree import VALUE_BYTES_MAX
 from replica.core.treefetch import TreeFetch
 
@@ -48,6 +48,7 @@ class Transfer:
         self._refused: set[int] = set()  # they sent what it is not, or have it no more
         self._states: dict[int, LogState] = {}
         self._batches: dict[int, Batch] = {}
+        self._bytes_taken = 0
         self._slicing: dict[Source, int] = {}  # who sends a bucket slice by slice
         self._named: list[bytes] | None = None  # the batches' digests, once the logs' states are known
         self._trees = {
@@ -120,6 +121,7 @@ class Transfer:
         try:
             if data is not None:
                 self._take(number, wanted, data)
+                self._bytes_taken += len(data)
                 return True
             why = "it does not have that state any more"
         except LayoutError as error:
@@ -134,7 +136,12 @@ class Transfer:
         states = tuple(self._states[log] for log in range(self._genesis.n))
         batches = tuple(batch for _, batch in sorted(self._batches.items()))
         application, table = (self._trees[source].result() for source in (Source.APPLICATION, Source.TABLE))
-        return Fetched(self.header, self.certificate, states, batches, application, table)
+        return Fetched(self.header, self.certificate, states, batches, application, table, self._moved)
+
+    @property
+    def _moved(self) -> Moved:
+        progress = self._trees[Source.APPLICATION].progress
+        return Moved(self._bytes_taken, progress.buckets_fetched, progress.keys_fetched)
 
     def _is_asked(self, wanted: PartWanted) -> bool:
         return any(wanted in peer.asked for peer in self._peers.values())

@@ -34,6 +34,7 @@ class TreeProgress:
     """What a fetch has done. `buckets_known` grows while digests arrive: it counts buckets found to differ."""
 
     buckets_fetched: int = 0
+    keys_fetched: int = 0  # those in the buckets
     buckets_dropped: int = 0  # differing because they are empty in the wanted map: nothing to fetch
     buckets_known: int = 0
     parts_taken: int = 0
@@ -225,6 +226,7 @@ class TreeFetch:
         for bucket, number, items in checked:
             self._buckets[number] = tuple(part for key, value in items for part in item_parts(key, value))
             self.progress.buckets_fetched += 1
+            self.progress.keys_fetched += len(items)
             del wanted[bucket]
         if not wanted:
             del self._buckets_wanted[node]

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -255,7 +256,8 @@ class Node:
     def _install(self, effect: Install) -> None:
         """Make a transferred state durable, then begin anew with it."""
         fetched = effect.fetched
-        self.log.warning("state transferred", slot=fetched.header.slot, keys=fetched.application.count())
+        keys = fetched.application.count()
+        self.log.warning("state transferred", slot=fetched.header.slot, keys=keys, **asdict(fetched.moved))
         self.keeper.install(fetched, self.lists.snapshot, self._ready_to_install)
 
     def _ready_to_install(self, snapshot: Snapshot) -> None:

@@ -157,8 +157,8 @@ def _verified(view: PinnedState, genesis: Genesis, application: Application, ver
     if [(state.author, state.position) for state in states] != list(enumerate(header.cut)):
         raise LayoutError("the logs' reduced states are not those at the cut")
     batches = tuple(decode_batch(raw, genesis.cluster_id(), genesis.limits) for raw in view.batches)
-    maps = (tree.frozen() for tree in view.trees)
-    return Fetched(header, view.certificate, states, batches, *maps).snapshot(application, genesis)
+    state, table = (tree.frozen() for tree in view.trees)
+    return Fetched(header, view.certificate, states, batches, state, table).snapshot(application, genesis)
 
 
 def drop_former_logs(store: Store, genesis: Genesis, verifier: GroupVerifier, own: int) -> None:

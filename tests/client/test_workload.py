@@ -7,7 +7,7 @@ import selectors
 import pytest
 
 from client import workload
-from client.workload import Content, closed_loop, open_loop
+from client.workload import Content, OpenLoop, closed_loop, open_loop
 
 BEGIN = 1024.0
 STEP = 1 / 128  # as all times here a sum of powers of two, so that they add up exactly
@@ -136,6 +136,29 @@ def test_operations_are_shared_by_all_sinks(loop):
     in_virtual_time(lambda: loop(servers, 6, 2.0, KEYS, now))
     counts = [len(server.starts) for server in servers]
     assert min(counts) == max(counts) > 0
+
+
+def test_an_open_loop_may_start_in_bursts():
+    server = Server()
+    loop = OpenLoop([server], 8, 1.5, KEYS, now, burst=4)
+    in_virtual_time(loop.run)
+    assert server.starts == [0] * 4 + [0.5] * 4 + [1.0] * 4
+    assert loop.recording.latencies.maximum_s == STEP
+
+
+def test_an_open_loop_can_be_ended_before_its_time():
+    server = Server(takes=0.5)
+    loop = OpenLoop([server], 8, 3600.0, KEYS, now)
+
+    async def ended_after_two_seconds():
+        task = asyncio.create_task(loop.run())
+        await asyncio.sleep(2.0 - STEP)
+        loop.end()
+        await task
+
+    in_virtual_time(ended_after_two_seconds)
+    assert (loop.recording.operations, loop.recording.not_started) == (16, 0)
+    assert loop.recording.seconds == 15 / 8 + 0.5
 
 
 def test_an_error_ends_an_open_loop_when_all_have_ended():

@@ -18,6 +18,7 @@ from replica.core.genesis import Ordering
 from replica.core.layout import LayoutError
 from replica.core.snapshot import PartWanted, Snapshot, Source
 from replica.core.transfer import PART_DEADLINE_MS, PARTS_AT_ONCE_PER_PEER, SILENCES_MAX, PoisonedError, Transfer
+from replica.core.tree import bucket_of
 from replica.core.treeparts import Kind, Want, part_of
 from tests.replica.core.support import examples
 from tests.replica.core.traffic import milestones, run_with_votes_in_flight, snapshot_of
@@ -127,6 +128,15 @@ def test_everything_is_fetched_and_verified(sources: tuple[int, ...]):
     assert fetching.due() == []
 
 
+def test_what_was_moved_is_counted():
+    fetching = Fetching(0, 1)
+    fetching.finish()
+    moved, state = fetching.transfer.fetched().moved, fetching.truth.executor.state
+    assert moved.part_bytes == sum(len(answer(fetching.truth, question.want)) for question in fetching.asked)
+    assert moved.bucket_keys == len(state)
+    assert moved.buckets == len({bucket_of(key) for key, _ in state.scan()})
+
+
 def test_nobody_is_asked_for_more_than_a_few_things_at_once():
     fetching = Fetching(0, 1)
     while not fetching.transfer.is_complete:
@@ -143,6 +153,7 @@ def test_what_is_here_already_is_not_fetched():
     little = Fetching(0, mine=behind.executor, count=2)
     little.finish()
     assert len(little.asked) < len(whole.asked)
+    assert 0 < little.transfer.fetched().moved.part_bytes < whole.transfer.fetched().moved.part_bytes
     same = Fetching(0, mine=state_of(2).executor, count=2)
     same.finish()
     assert {question.want.source for question in same.asked} <= {Source.LOGS, Source.BATCHES}

@@ -90,6 +90,7 @@ def test_what_is_fetched_follows_what_differs(seed: int, size: int, differences:
     progress = fetch.progress
     assert progress.buckets_known == progress.buckets_fetched + progress.buckets_dropped == len(buckets)
     assert progress.buckets_fetched == len(buckets & filled)
+    assert progress.keys_fetched == sum(bucket_of(key) in buckets for key in theirs)
     assert parts == progress.parts_taken <= 1 + 2 * len({number // 256 for number in buckets})
     assert parts == 0 or buckets
 
