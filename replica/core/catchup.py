@@ -74,7 +74,7 @@ class CatchUp:
         own = self._inboxes[self._number]
         questions: list[Effect] = [*self.homecoming.due(now_ms, own)]
         questions += self.fetcher.due(now_ms, self._inboxes, blind)
-        if self.needs_state and self.transfer is None and not self._installing:
+        if self.needs_state and self.transfer is None:
             questions += self._ask_for_state(now_ms)
         if self.transfer is not None:
             if self._executor.slot >= self.transfer.slot or not self.transfer.sources:
@@ -98,7 +98,7 @@ class CatchUp:
         return [*self._ask_for_state(now_ms)] if is_gone else []
 
     def _ask_for_state(self, now_ms: int) -> list[AskCheckpoint]:
-        if now_ms < self._ask_offers_at:
+        if now_ms < self._ask_offers_at or self._installing:
             return []
         self._ask_offers_at = now_ms + OFFERS_PAUSE_MS
         # All are asked: several sources are quicker than one, and one may be silent.
@@ -123,12 +123,12 @@ class CatchUp:
     def _is_of_use(self, offer: CheckpointOffered) -> bool:
         header = offer.header
         if self.needs_state:
-            return header.slot >= max(self._genesis.base, self._installing + 1)
+            return header.slot >= self._genesis.base
         if offer.before is not None:
             return False
         skips = any(at > inbox.received for at, inbox in zip(header.cut, self._inboxes, strict=True))
         # What was executed here was read here, cuts included: no log, not even the own one, lacks what lies before.
-        return header.slot > max(self._executor.slot, self._installing) and (skips or self._waits_in_vain)
+        return header.slot > self._executor.slot and (skips or self._waits_in_vain)
 
     @property
     def _waits_in_vain(self) -> bool:
@@ -141,7 +141,12 @@ class CatchUp:
         One that moves is not given up for a newer one: under load there always is a newer one, and peers keep what
         they offered. One that does not move is: its only source may be faulty, and its certificate old but true. So is
         one that moves too slowly, if someone else has anything to offer: a faulty source may send a part now and then.
+
+        While a state is being installed, which can take longer than fetching it did, none is fetched: installed later,
+        a newer one would take the next core back from where it had read on to.
         """
+        if self._installing:
+            return []
         offers = [offer for _, offer in sorted(self._offers.items()) if self._is_of_use(offer)]
         if self.transfer is not None and now_ms - self._begun_at >= self._transfer_ms:
             self._outlive(self.transfer, offers)

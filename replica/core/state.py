@@ -22,7 +22,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
-from sortedcontainers import SortedDict
+from sortedcontainers import SortedList
 
 from replica.core.frozen import FrozenMap, keys_of
 from replica.core.layout import DIGEST_SIZE
@@ -60,7 +60,8 @@ class BucketedMap:
       1. the buckets hold exactly the map's keys, less those touched and not yet digested;
       2. no bucket is empty, and every bucket is sorted;
       3. exactly the nodes with a bucket have bucket digests, less those not digested yet;
-      4. `_sizes` holds the size of every bucket's content, the running operation included.
+      4. `_sizes` holds the size of every bucket's content, the running operation included;
+      5. `_keys` holds the map's keys in byte order.
     """
 
     def __init__(self, items: Iterable[tuple[bytes, bytes]] = ()) -> None:
@@ -68,7 +69,8 @@ class BucketedMap:
 
         A million keys take a few seconds, and less if they come in order.
         """
-        self._map: SortedDict = SortedDict(items)
+        self._map: dict[bytes, bytes] = dict(items)
+        self._keys: SortedList = SortedList(self._map)
         # What the running operation found: key -> value before it, and the number of its bucket.
         self._undo: dict[bytes, tuple[bytes | None, int]] = {}
         # What was committed and is not yet digested: key -> the number of its bucket.
@@ -85,8 +87,8 @@ class BucketedMap:
         self._count = 0
         self._sizes: dict[int, int] = {}
         filed: dict[int, list[bytes]] = {}
-        for key, value in self._map.items():
-            number = bucket_of(key)
+        for key in self._keys:
+            value, number = self._map[key], bucket_of(key)
             self._sizes[number] = self._sizes.get(number, 0) + _weight(key, value)
             filed.setdefault(number, []).extend(item_parts(key, value))
         self._buckets = {number: tuple(parts) for number, parts in filed.items()}
@@ -106,10 +108,9 @@ class BucketedMap:
         made._node_digests = list(frozen.nodes())
         made._count = frozen.count()
         made._sizes = {number: sum(map(len, parts)) for number, parts in made._buckets.items()}
-        items: dict[bytes, bytes] = {}
         for parts in made._buckets.values():
-            items.update(zip(parts[1::ITEM_PARTS], parts[3::ITEM_PARTS], strict=True))
-        made._map = SortedDict({key: items[key] for key in _sorted(list(items))})
+            made._map.update(zip(parts[1::ITEM_PARTS], parts[3::ITEM_PARTS], strict=True))
+        made._keys = SortedList(_sorted(list(made._map)))
         return made
 
     def __len__(self) -> int:
@@ -120,8 +121,7 @@ class BucketedMap:
 
     def get(self, key: bytes) -> bytes | None:
         """Return the value of `key`, or None."""
-        value: bytes | None = self._map.get(key)
-        return value
+        return self._map.get(key)
 
     def put(self, key: bytes, value: bytes) -> None:
         """Set `key`; ValueError if key, value or its bucket exceed the limits, TypeError if they are not bytes."""
@@ -148,6 +148,7 @@ class BucketedMap:
         if old is None:
             return False
         number = bucket_of(key)
+        self._keys.remove(key)
         self._undo.setdefault(key, (old, number))
         self._sizes[number] -= _weight(key, old)
         return True
@@ -164,7 +165,7 @@ class BucketedMap:
         place, inclusive = (prefix, True) if after is None or after < prefix else (after, False)
         while True:
             # Looked up anew for each key, so that what is put or deleted meanwhile is seen alike everywhere.
-            key = next(self._map.irange(minimum=place, inclusive=(inclusive, True)), None)
+            key = next(self._keys.irange(minimum=place, inclusive=(inclusive, True)), None)
             if key is None or not key.startswith(prefix):
                 return
             if without is not None and key.startswith(without):
@@ -189,11 +190,15 @@ class BucketedMap:
     def rollback(self) -> None:
         """Take back what the operation changed."""
         for key, (value, number) in self._undo.items():
-            self._sizes[number] += _weight(key, value) - _weight(key, self._map.get(key))
-            if value is None:
-                self._map.pop(key, None)
-            else:
+            now = self._map.get(key)
+            self._sizes[number] += _weight(key, value) - _weight(key, now)
+            if value is not None:
                 self._map[key] = value
+                if now is None:
+                    self._keys.add(key)
+            elif now is not None:
+                del self._map[key]
+                self._keys.remove(key)
         self._undo.clear()
 
     def undoable(self) -> list[tuple[bytes, bytes | None]]:
@@ -269,11 +274,15 @@ class BucketedMap:
             sizes[bucket_of(key)] = sizes.get(bucket_of(key), 0) + len(key) + len(value) + ITEM_OVERHEAD
         if sizes != self._sizes:
             raise RuntimeError("invariant 4: a bucket of another size")
+        if list(self._keys) != sorted(self._map):
+            raise RuntimeError("invariant 5: other keys than those of the map, or in another order")
 
     def _set(self, key: bytes, number: int, old: bytes | None, new: bytes, size: int) -> None:
         """Set a key whose value was `old`, in the bucket `number`, whose content has `size` bytes then."""
         if key not in self._undo:
             self._undo[key] = (old, number)
+        if old is None:
+            self._keys.add(key)
         self._map[key] = new
         self._sizes[number] = size
 

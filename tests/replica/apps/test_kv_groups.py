@@ -285,13 +285,13 @@ def test_groups_are_bounded_and_do_not_nest():
 def watched(store):
     """Count the keys that the state looks up from now on."""
     looked = []
-    irange = store.context.state._map.irange
+    irange = store.context.state._keys.irange
 
     def counted(*arguments, **named):
         looked.append(named)
         return irange(*arguments, **named)
 
-    store.context.state._map.irange = counted
+    store.context.state._keys.irange = counted
     return looked
 
 

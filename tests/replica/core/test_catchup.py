@@ -316,6 +316,16 @@ def test_the_state_is_installed_when_all_of_it_is_here_and_only_then():
     assert core.transfer is None
 
 
+def test_while_a_state_is_installed_no_newer_one_is_fetched():
+    core = away()
+    (install,) = serve(core, parts(core.handle(offer(0))), state_of())
+    assert isinstance(install, Install)
+    core.handle(Tick(OFFERS_PAUSE_MS, 0))
+    assert core.handle(PeerHolds(1, 0, 40, 60)) == [], "nor is anybody asked for one"
+    assert core.handle(offer(1, 2)) == []
+    assert core.transfer is None
+
+
 @pytest.mark.parametrize("ordering", Ordering)
 @pytest.mark.parametrize("what", ["in flight", "random"])
 def test_what_was_installed_goes_on_like_the_one_it_came_from(what: str, ordering: Ordering):

@@ -355,6 +355,11 @@ def test_broken_invariants_are_named():
     filled._bucket_digests[3] = bytearray(8192)
     with pytest.raises(RuntimeError, match="invariant 3"):
         filled.check()
+    del filled._bucket_digests[3]
+    filled.check()
+    filled._keys.add(b"smuggled")
+    with pytest.raises(RuntimeError, match="invariant 5"):
+        filled.check()
     assert len(EMPTY) == 32
     assert BUCKETS == 65536
 

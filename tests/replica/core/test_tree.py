@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import struct
 
 import pytest
@@ -54,6 +55,13 @@ def test_a_bucket_is_read_as_it_was_written(content: dict[bytes, bytes]):
     assert raw == b"".join(item(key, value) for key, value in items)
     assert decode_bucket(HOME, raw, 20) == items
     assert bucket_digest(raw) == (hashlib.sha256(b"\x20" + raw).digest() if items else EMPTY)
+
+
+@pytest.mark.parametrize("size", [1, 2046, 2047, 2048, 3 * 2047 - 1, 3 * 2047, 65_535, 65_536, 65_537, 131_072])
+def test_a_digest_is_the_same_whether_made_in_pieces_or_not(size: int):
+    content = random.Random(size).randbytes(size)
+    assert bucket_digest(content) == hashlib.sha256(b"\x20" + content).digest()
+    assert node_digest(content) == hashlib.sha256(b"\x21" + content).digest()
 
 
 @pytest.mark.parametrize(
