@@ -237,8 +237,6 @@ class StateKeeper:
         It may be damaged where only writing it shows: the next start would load it, and fail at the first milestone.
         """
         self._closed = True
-        if self._pause is not None:
-            self._pause.cancel()
         if self._writing is not None:
             await asyncio.wait([self._writing])
         for lease in self._leases.values():

@@ -13,6 +13,8 @@ from replica.shell import keeper as keeper_module
 from replica.shell import outbox as outbox_module
 from replica.shell import sqlitefile
 from replica.shell.sqlitefile import give_back
+from replica.shell.statetree import StateDamagedError
+from replica.shell.store import StoreDamagedError
 from tests.replica.shell.repair import STATE_DAMAGE, events, select, start_missing
 from tests.replica.shell.test_statestore import entries, milestone, read
 from tests.replica.shell.test_statestore import open_store as open_state
@@ -133,6 +135,23 @@ def test_what_a_file_made_before_holds_is_the_same_afterwards(tmp_path):
         assert size(store) < large
 
 
+@pytest.mark.parametrize(
+    ("open_file", "name", "error"),
+    [(open_store, "store.sqlite", StoreDamagedError), (open_state, "state.db", StateDamagedError)],
+)
+def test_damage_to_the_list_of_free_pages_is_called_that(tmp_path, open_file, name, error):
+    open_file(tmp_path).close()
+    lose_free_pages(tmp_path / name)
+    with closing(open_file(tmp_path)) as store, pytest.raises(error, match="damaged"):
+        store.give_back(10)
+
+
+def lose_free_pages(path) -> None:
+    """Damage where the list of free pages begins, and how many they are: only who needs one, or gives them back, looks."""
+    with path.open("r+b") as file:
+        os.pwrite(file.fileno(), struct.pack(">II", 2**31 - 1, 100), 32)
+
+
 class Usage(NamedTuple):
     total: int
     used: int
@@ -233,8 +252,7 @@ async def test_a_state_that_only_cannot_be_written_is_set_aside_for_the_next_sta
             path = cluster.folder(1) / "state.sqlite"
             with closing(sqlite3.connect(path)) as db:
                 db.execute("pragma wal_checkpoint(truncate)")
-            with path.open("r+b") as file:  # where the list of free pages begins, and how many they are
-                os.pwrite(file.fileno(), struct.pack(">II", 2**31 - 1, 5), 32)
+            lose_free_pages(path)
             cluster.start(1)
             assert not events(cluster, STATE_DAMAGE), "what is read is sound"
             await until(lambda: 1 in cluster.stopped, "the replica stops")
