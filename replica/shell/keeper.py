@@ -22,7 +22,7 @@ from replica.core.snapshot import Changes, Fetched, Milestone, PartWanted, Snaps
 from replica.core.treeparts import part_of
 from replica.shell.statestore import Milestone as StoredMilestone
 from replica.shell.statestore import PinnedState, StateStore, discard_state
-from replica.shell.statetree import StateDamagedError
+from replica.shell.statetree import StateBrokenError
 
 # A lease ends when nobody asked for anything of it for so long, or at once if the file's write-ahead log is too large.
 LEASE_S = 30.0
@@ -78,7 +78,7 @@ class StateKeeper:
         self._may_shrink = False  # the file, for all that is known
         self._pause: asyncio.TimerHandle | None = None  # until it goes on
         self._closed = False
-        self._damaged = False  # the file would not be written: it is of no more use, to the next start either
+        self._broken = False  # the file would not be written: it is of no more use, to the next start either
 
     @property
     def slot(self) -> int:
@@ -164,7 +164,7 @@ class StateKeeper:
         if work.cancelled():
             return False
         error = work.exception()
-        self._damaged = self._damaged or isinstance(error, StateDamagedError)
+        self._broken = self._broken or isinstance(error, StateBrokenError)
         if error is not None and not self._closed:
             self._on_failed(error)
         return error is None and not self._closed
@@ -232,9 +232,10 @@ class StateKeeper:
         return len(self._leases) < before
 
     async def close(self) -> None:
-        """Finish what is being written, end all leases, and give the file back; one found damaged is moved aside.
+        """Finish what is being written, end all leases, and give the file back; one that is broken is moved aside.
 
-        It may be damaged where only writing it shows: the next start would load it, and fail at the first milestone.
+        It may be so where only writing it shows: the next start would load it, and fail at the first milestone. One of
+        which only the content is not what it should be is left to the next start, which verifies it.
         """
         self._closed = True
         if self._writing is not None:
@@ -245,7 +246,7 @@ class StateKeeper:
         self._reader.shutdown(wait=True)
         self._writer.shutdown(wait=True)
         self._store.close()
-        if self._damaged:
+        if self._broken:
             with suppress(OSError):  # of the disk that has failed: the next start meets it again
                 discard_state(self._store.path)
 

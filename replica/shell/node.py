@@ -117,6 +117,7 @@ class Node:
         self.seal = payload_seal(home, log)
         state = recovery.open_state(home.state_path, *mine, durable=durable, log=self.log, seal=self.seal)
         loaded = recovery.load_snapshot(state, home.cluster, self.application, self.verifier, self.log)
+        recovery.make_shrinkable(state, self.log)
         self.core = self._make_core(loaded)
         read = partial(header_under, genesis=genesis, before=home.cluster.before)
         self.keeper = StateKeeper(state, read, self._on_forgettable, self._on_state_failed)

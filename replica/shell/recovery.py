@@ -70,6 +70,7 @@ def open_store(
         store = Store(path, cluster_id, number, durable=durable, seal=seal)
         problems = store.problems()
         if not problems:
+            make_shrinkable(store, log)
             return store
         store.close()
     except StoreDamagedError as error:
@@ -79,6 +80,14 @@ def open_store(
     missing = [f"log {gap.log}: {gap.first} to {gap.last or 'its end'}" for gap in saved.missing]
     log.error("log store salvaged", groups=saved.groups, missing=missing, damaged_file=str(saved.aside))
     return Store(path, cluster_id, number, durable=durable, seal=seal)
+
+
+def make_shrinkable(kept: Store | StateStore, log: Any) -> None:  # noqa: ANN401 - structlog
+    """Have a file that an earlier version made give room back to the disk, which takes seconds once; say why not."""
+    why = kept.make_shrinkable()
+    if why:
+        text = "a file of an earlier version keeps its size, whatever is deleted in it; the next start tries again"
+        log.warning(text, path=str(kept.path), why=why)
 
 
 def load_snapshot(

@@ -5,7 +5,6 @@ replica cannot check by signatures or digests of its own, it must not keep in su
 """
 
 import re
-import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -18,11 +17,6 @@ from replica.cluster.writing import sync_directory
 WAL_PAGES_MAX = 4096
 # What is left of a write-ahead log that had grown beyond this, once all of it is in the main file.
 WAL_KEPT_BYTES = 64 * 1024 * 1024
-# Free pages that a file keeps for what comes next: 64 MiB, or a quarter of what is used. With every milestone the store
-# forgets as much as 32 MiB of batches took, and needs it again: with less it would give back and take for ever.
-FREE_PAGES_MIN = 16384
-FREE_SHARE = 4
-_INCREMENTAL = 2  # what SQLite calls a file that can give pages back
 # A writer waits so long for another process that reads the file (a backup, `inspect`) and holds a lock.
 BUSY_S = 1.0
 # Files kept aside, for whoever wants to look at them: damaged ones, and states of an earlier list of members.
@@ -40,6 +34,8 @@ _DAMAGE = frozenset(
         sqlite3.SQLITE_TOOBIG,
     ]
 )
+# What SQLite says of a file's structure, which no other reading of it mends.
+_BROKEN = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 # A sector that the disk cannot read is lost like one that has rotted. Failed writes are another matter.
 _UNREADABLE = frozenset({sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ})
 _PRIMARY_CODE = 0xFF
@@ -67,48 +63,10 @@ def open_file(path: Path, schema: str, *, durable: bool) -> sqlite3.Connection:
         # What damage turned into text is to be refused for its type, not decoded.
         db.text_factory = bytearray
         db.executescript(_META + schema)
-        _have_it_shrink(db, path)
     except BaseException:
         db.close()
         raise
     return db
-
-
-def _have_it_shrink(db: sqlite3.Connection, path: Path) -> None:
-    """Write a file anew that an earlier version made, so that it can give pages back: if there is room for two more.
-
-    Whatever stands in the way, it is used as it is, and keeps its size.
-    """
-    if _number(db, "auto_vacuum") == _INCREMENTAL:
-        return
-    used = (_number(db, "page_count") - _number(db, "freelist_count")) * _number(db, "page_size")
-    if shutil.disk_usage(path.parent).free < 2 * used + WAL_KEPT_BYTES:
-        return
-    with suppress(sqlite3.Error), reading():
-        db.execute("pragma auto_vacuum = incremental")
-        db.execute("vacuum")
-
-
-def give_back(db: sqlite3.Connection, pages_max: int) -> bool:
-    """Give pages that hold nothing back to the file system, at most so many; say whether there are more to give.
-
-    FREE_PAGES_MIN or a share of the file is kept. The file is shorter once its write-ahead log was moved into it, which
-    is done at the end, as far as nobody reads what the log replaces. sqlite3.Error if that fails.
-    """
-    free = _number(db, "freelist_count")
-    kept = max(FREE_PAGES_MIN, (_number(db, "page_count") - free) // FREE_SHARE)
-    if free <= kept or _number(db, "auto_vacuum") != _INCREMENTAL:
-        return False
-    # One page for each row that this has: `execute` would ask for the first only.
-    db.executescript(f"pragma incremental_vacuum({min(pages_max, free - kept)})")
-    if free - kept > pages_max:
-        return True
-    db.execute("pragma wal_checkpoint(passive)").fetchone()
-    return False
-
-
-def _number(db: sqlite3.Connection, pragma: str) -> int:
-    return int(db.execute(f"pragma {pragma}").fetchone()[0])
 
 
 def claim(db: sqlite3.Connection, path: Path, cluster_id: bytes, number: int, schema: str) -> None:
@@ -205,6 +163,12 @@ def is_damage(error: sqlite3.Error) -> bool:
     """Say whether SQLite found the file damaged or unreadable, and not, for instance, the disk full."""
     code = getattr(error, "sqlite_errorcode", None)
     return code is not None and (code & _PRIMARY_CODE in _DAMAGE or code in _UNREADABLE)
+
+
+def is_broken(error: sqlite3.Error) -> bool:
+    """Say whether SQLite found the structure of the file itself damaged."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is not None and code & _PRIMARY_CODE in _BROKEN
 
 
 @contextmanager

@@ -24,7 +24,8 @@ from typing import Self
 from replica.core.layout import U64
 from replica.core.tree import BUCKETS, KEY_BYTES_MAX, bucket_digest, bucket_of, encode_bucket
 from replica.shell.atrest import CLEAR, PART, Clear, UnsealError
-from replica.shell.sqlitefile import DAMAGED, claim, give_back, open_file, set_aside, transaction, wal_bytes
+from replica.shell.shrinking import give_back, make_shrinkable
+from replica.shell.sqlitefile import DAMAGED, claim, open_file, set_aside, transaction, wal_bytes
 from replica.shell.statetree import (
     VALUE_BYTES_MAX,
     StateDamagedError,
@@ -195,7 +196,12 @@ class StateStore:
         Called as `write` is, and raises as it does.
         """
         with guarded(self.path):
-            return give_back(self._db, pages_max)
+            return give_back(self._db, self.path, pages_max)
+
+    def make_shrinkable(self) -> str:
+        """Write a file of an earlier version anew, so that it can give pages back; return why not, or ""."""
+        with guarded(self.path):
+            return make_shrinkable(self._db, self.path)
 
     def _apply(self, tree: int, changes: Iterable[Change]) -> bytearray:
         """Write changed entries; return a byte per bucket, 1 if it was touched."""

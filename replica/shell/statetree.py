@@ -22,7 +22,7 @@ from replica.core.tree import (
     root_digest,
 )
 from replica.shell.atrest import CLEAR, Clear, UnsealError
-from replica.shell.sqlitefile import StoreError, is_damage
+from replica.shell.sqlitefile import StoreError, is_broken, is_damage
 
 # The platform's own records, in tree 1, are the longest: a session with all its results.
 VALUE_BYTES_MAX = 8 * 1024 * 1024
@@ -40,12 +40,18 @@ class StateDamagedError(StoreError):
         )
 
 
+class StateBrokenError(StateDamagedError):
+    """SQLite finds the structure of the file damaged: whoever opens it again meets that again."""
+
+
 @contextmanager
 def guarded(path: Path) -> Iterator[None]:
     """Turn SQLite's errors into ours: StateDamagedError if the file is damaged, or else StoreError."""
     try:
         yield
     except sqlite3.Error as error:
+        if is_broken(error):
+            raise StateBrokenError(path, str(error)) from error
         if is_damage(error):
             raise StateDamagedError(path, str(error)) from error
         raise StoreError(f"{path}: {error}; see whether the disk is full or its folder not writable") from error

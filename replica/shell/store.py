@@ -20,11 +20,11 @@ from pathlib import Path
 from replica.core.group import encode_payloads
 from replica.core.layout import U16
 from replica.shell.atrest import CLEAR, GROUP, Clear, UnsealError
+from replica.shell.shrinking import give_back, make_shrinkable
 from replica.shell.sqlitefile import (
     StoreError,
     claim,
     finish_replacement,
-    give_back,
     is_damage,
     open_file,
     reading,
@@ -242,7 +242,12 @@ class Store:
     def give_back(self, pages_max: int) -> bool:
         """Give pages that hold nothing back to the disk, at most so many; say whether there are more to give."""
         with self._guarded():
-            return give_back(self._db, pages_max)
+            return give_back(self._db, self.path, pages_max)
+
+    def make_shrinkable(self) -> str:
+        """Write a file of an earlier version anew, so that it can give pages back; return why not, or ""."""
+        with self._guarded():
+            return make_shrinkable(self._db, self.path)
 
     def drop(self, log: int, index: int) -> None:
         """Remove the group of another's log that holds `index`, or else the next one, durably: to fetch it again."""

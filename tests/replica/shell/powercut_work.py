@@ -16,7 +16,7 @@ from contextlib import closing
 from pathlib import Path
 
 from replica.core.group import payload_bytes
-from replica.shell import sqlitefile
+from replica.shell import shrinking, sqlitefile
 from replica.shell.outbox import Outbox, settle_last_group
 from replica.shell.statestore import Milestone, StateStore
 from replica.shell.store import Store, own_group
@@ -137,7 +137,7 @@ class Work:
 async def main(folder: Path, operations: int, planted: str) -> None:
     """Work, stop and start again in the middle, and work on."""
     sqlitefile.WAL_PAGES_MAX = WAL_PAGES
-    sqlitefile.FREE_PAGES_MIN, sqlitefile.FREE_SHARE = FREE_PAGES, 1000
+    shrinking.FREE_PAGES_MIN, shrinking.FREE_SHARE = FREE_PAGES, 1000
     chance = random.Random(7)
     peers = {1: Author(1), 2: Author(2)}
     with closing(os.fdopen(os.open(folder / "said", os.O_CREAT | os.O_WRONLY), "wb", buffering=0)) as said:

@@ -257,8 +257,7 @@ async def test_a_state_file_that_cannot_be_written_stops_the_replica(small, faul
             await cluster.stop(1)
             with open_log(cluster.folder(1) / "log") as log:
                 assert log.last == last
-            aside = [path.name for path in cluster.folder(1).glob("state.sqlite.*-*")]
-            assert aside == (["state.sqlite.damaged-1"] if fault is rotten else []), "what is sound stays in its place"
+            assert not list(cluster.folder(1).glob("state.sqlite.*-*")), "the next start sees whether it is sound"
             # With a disk that works it goes on.
             cluster.start(1)
             await cluster.wait_ready()
@@ -296,6 +295,8 @@ async def test_closing_while_a_milestone_is_written(small):
     async with small as cluster:
 
         def slow(node) -> None:
+            if node.number != 2:
+                return
             write = node.keeper._store.write
 
             def announced(milestone, *, replace_all=False):

@@ -11,13 +11,13 @@ import pytest
 
 from replica.shell import keeper as keeper_module
 from replica.shell import outbox as outbox_module
-from replica.shell import sqlitefile
-from replica.shell.sqlitefile import give_back
+from replica.shell import recovery, shrinking
 from replica.shell.statetree import StateDamagedError
 from replica.shell.store import StoreDamagedError
 from tests.replica.shell.repair import STATE_DAMAGE, events, select, start_missing
 from tests.replica.shell.test_statestore import entries, milestone, read
 from tests.replica.shell.test_statestore import open_store as open_state
+from tests.replica.shell.test_store import CLUSTER_ID as STORE_CLUSTER_ID
 from tests.replica.shell.test_store import fill, open_store
 from tests.support.load import Load
 from tests.support.waiting import on_loop, until
@@ -28,7 +28,8 @@ PAGE = 4 * KIB
 
 @pytest.fixture(autouse=True)
 def little_is_kept(monkeypatch):
-    monkeypatch.setattr(sqlitefile, "FREE_PAGES_MIN", 8)
+    monkeypatch.setattr(shrinking, "FREE_PAGES_MIN", 8)
+    monkeypatch.setattr(shrinking, "STEP_S", 60.0)
 
 
 def emptied(db) -> None:
@@ -65,6 +66,7 @@ def test_a_store_that_was_large_shrinks_and_holds_the_same(tmp_path):
         calls = 1
         while store.give_back(100):
             calls += 1
+        assert store.path.stat().st_size == pages(store._db)[0] * PAGE, "seen on the disk at once"
         assert calls == -(-(large - size(store)) // (100 * PAGE))
         total, free = pages(store._db)
         assert 8 < (total - free) // 4 - 1 <= free <= (total - free) // 4
@@ -101,38 +103,95 @@ def test_a_state_that_was_large_shrinks_and_holds_the_same(tmp_path):
         assert read(store)[0] == many
 
 
-@pytest.mark.parametrize(("open_file", "name"), [(open_store, "store.sqlite"), (open_state, "state.db")])
-def test_a_file_that_was_made_before_is_made_anew_once(tmp_path, monkeypatch, open_file, name):
-    vacuums = []
-    connect = sqlite3.connect
-
-    def watched(*arguments, **options):
-        db = connect(*arguments, **options)
-        db.set_trace_callback(lambda text: vacuums.append(text) if text == "vacuum" else None)
-        return db
-
-    monkeypatch.setattr(sqlite3, "connect", watched)
-    open_file(tmp_path).close()
-    assert not vacuums, "a new one need not be"
-    made_before(tmp_path / name)
-    vacuums.clear()
-    for _ in range(2):
-        with closing(open_file(tmp_path)) as store:
-            assert store._db.execute("pragma auto_vacuum").fetchone() == (2,)
-    assert vacuums == ["vacuum"]
-
-
-def test_what_a_file_made_before_holds_is_the_same_afterwards(tmp_path):
+def test_a_step_is_over_after_some_time_however_much_is_left(tmp_path, monkeypatch):
     with closing(open_store(tmp_path)) as store:
-        held = fill(store, groups=30, size=3000)
-    made_before(tmp_path / "store.sqlite")
+        fill(store, groups=60, size=20_000)
+        store.truncate([110] * 3, 0, 1000)
+        total, _ = pages(store._db)
+        monkeypatch.setattr(shrinking, "STEP_S", 0.0)
+        assert store.give_back(100)
+        assert pages(store._db)[0] == total - 1
+
+
+def test_while_a_view_of_before_is_read_nothing_is_given_back(tmp_path):
+    """It would make the write-ahead log grow, and the file no shorter."""
     with closing(open_store(tmp_path)) as store:
-        assert {log: list(store.groups(log)) for log in held} == held
-        assert store.problems() == []
-        store.truncate([50] * 3, 0, 1000)
+        fill(store, groups=60, size=20_000)
         large = size(store)
-        store.give_back(1000)
-        assert size(store) < large
+        with closing(sqlite3.connect(store.path, isolation_level=None)) as reader:
+            reader.execute("begin")
+            reader.execute("select count(*) from groups").fetchone()
+            store.truncate([110] * 3, 0, 1000)
+            wal = store.wal_bytes()
+            for _ in range(100):
+                store.give_back(100)
+            assert store.wal_bytes() < wal + 200 * PAGE
+            reader.execute("rollback")
+        while store.give_back(100):
+            pass
+        assert store.path.stat().st_size < large // 5
+
+
+def test_what_a_reader_held_up_is_seen_on_the_disk_when_it_has_gone(tmp_path):
+    with closing(open_store(tmp_path)) as store:
+        fill(store, groups=60, size=20_000)
+        store.truncate([110] * 3, 0, 1000)
+        emptied(store._db)
+        large = store.path.stat().st_size
+        with closing(sqlite3.connect(store.path, isolation_level=None)) as reader:
+            reader.execute("begin")
+            reader.execute("select count(*) from groups").fetchone()
+            assert not store.give_back(100_000), "that was all, in one step"
+            assert store.path.stat().st_size == large
+        assert not store.give_back(100_000)
+        assert store.path.stat().st_size < large // 5
+
+
+class Usage(NamedTuple):
+    total: int
+    used: int
+    free: int
+
+
+def with_room(monkeypatch, free: int) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, free))
+
+
+def test_on_a_disk_that_is_nearly_full_nothing_is_moved(tmp_path, monkeypatch):
+    with closing(open_store(tmp_path)) as store:
+        fill(store, groups=60, size=20_000)
+        store.truncate([110] * 3, 0, 1000)
+        before = pages(store._db)
+        with_room(monkeypatch, shrinking.ROOM_BYTES - 1)
+        assert not store.give_back(100)
+        assert pages(store._db) == before
+        with_room(monkeypatch, shrinking.ROOM_BYTES)
+        assert store.give_back(100)
+
+
+@pytest.mark.parametrize("trouble", ["full", "busy"])
+@pytest.mark.parametrize("open_file", [open_store, open_state])
+def test_what_cannot_be_given_back_now_stops_nobody(tmp_path, trouble, open_file, monkeypatch):
+    monkeypatch.setattr("replica.shell.sqlitefile.BUSY_S", 0.01)
+    with closing(open_file(tmp_path)) as store:
+        store._db.execute("create table large (a)")
+        store._db.execute("insert into large values (zeroblob(2000000))")
+        store._db.execute("delete from large")
+        before = pages(store._db)
+        if trouble == "full":
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(shrinking, "_move_log", failing)
+                assert not store.give_back(100)
+        else:
+            with closing(sqlite3.connect(store.path, isolation_level=None)) as other:
+                other.execute("begin immediate")
+                assert not store.give_back(100)
+        assert pages(store._db) == before
+        assert store.give_back(100)
+
+
+def failing(_) -> bool:
+    raise sqlite3.OperationalError("database or disk is full")
 
 
 @pytest.mark.parametrize(
@@ -152,43 +211,113 @@ def lose_free_pages(path) -> None:
         os.pwrite(file.fileno(), struct.pack(">II", 2**31 - 1, 100), 32)
 
 
-class Usage(NamedTuple):
-    total: int
-    used: int
-    free: int
+class Lines:
+    """A logger that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.warnings: list[dict] = []
+
+    def warning(self, _text: str, **what) -> None:
+        self.warnings.append(what)
 
 
-def test_a_file_made_before_is_used_as_it_is_where_there_is_no_room(tmp_path, monkeypatch):
+def opened_store(folder, lines=None):
+    return recovery.open_store(
+        folder / "store.sqlite", STORE_CLUSTER_ID, 0, durable=True, log=Lines() if lines is None else lines
+    )
+
+
+@pytest.mark.parametrize(("open_file", "name"), [(open_store, "store.sqlite"), (open_state, "state.db")])
+def test_a_file_that_was_made_before_is_made_anew_once_when_that_is_asked_for(tmp_path, open_file, name):
+    with closing(open_file(tmp_path)) as store:
+        assert store._db.execute("pragma auto_vacuum").fetchone() == (2,), "a new one need not be"
+    made_before(tmp_path / name)
+    with closing(open_file(tmp_path)) as store:
+        assert store._db.execute("pragma auto_vacuum").fetchone() == (0,), "opening alone does not take seconds"
+        assert store.make_shrinkable() == ""
+        assert store._db.execute("pragma auto_vacuum").fetchone() == (2,)
+        vacuums = []
+        store._db.set_trace_callback(lambda text: vacuums.append(text) if text == "vacuum" else None)
+        assert store.make_shrinkable() == ""
+        assert not vacuums
+
+
+def test_what_a_store_made_before_holds_is_the_same_afterwards(tmp_path):
+    with closing(open_store(tmp_path)) as store:
+        held = fill(store, groups=30, size=3000)
+    made_before(tmp_path / "store.sqlite")
+    lines = Lines()
+    with closing(opened_store(tmp_path, lines)) as store:
+        assert {log: list(store.groups(log)) for log in held} == held
+        assert store.problems() == []
+        assert store.wal_bytes() == 0
+        store.truncate([50] * 3, 0, 1000)
+        large = size(store)
+        store.give_back(1000)
+        assert size(store) < large
+    assert not lines.warnings
+
+
+def test_a_damaged_store_made_before_is_salvaged_and_not_written_over(tmp_path):
+    with closing(open_store(tmp_path)) as store:
+        fill(store, groups=30, size=3000)
+    made_before(tmp_path / "store.sqlite")
+    lose_free_pages(tmp_path / "store.sqlite")
+    raw = (tmp_path / "store.sqlite").read_bytes()
+    lines = Lines()
+    lines.error = lambda *_, **__: None
+    with closing(opened_store(tmp_path, lines)) as store:
+        assert store._db.execute("pragma auto_vacuum").fetchone() == (2,)
+    assert (tmp_path / "store.sqlite.damaged-1").read_bytes() == raw
+
+
+def test_a_file_made_before_keeps_its_size_where_there_is_no_room_and_that_is_said(tmp_path, monkeypatch):
     with closing(open_store(tmp_path)) as store:
         fill(store, size=3000)
     made_before(tmp_path / "store.sqlite")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, 64 * 1024 * KIB + 100_000))
-    with closing(open_store(tmp_path)) as store:
+    used = (tmp_path / "store.sqlite").stat().st_size
+    needed = 2 * used + 64 * 1024 * KIB
+    with_room(monkeypatch, needed - 1)
+    lines = Lines()
+    with closing(opened_store(tmp_path, lines)) as store:
         assert store._db.execute("pragma auto_vacuum").fetchone() == (0,)
         store.truncate([30] * 3, 0, 1000)
         assert not store.give_back(1000)
         fill(store, start=101)
         assert store.problems() == []
+    (line,) = lines.warnings
+    assert line["path"] == str(tmp_path / "store.sqlite")
+    assert f"{needed} bytes of room are needed" in line["why"]
 
 
-def test_a_file_made_before_that_cannot_be_written_anew_is_used_as_it_is(tmp_path):
-    """Somebody reads it, for instance; or a page that nothing needs is damaged."""
+def test_a_file_made_before_that_somebody_writes_is_used_as_it_is_and_that_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("replica.shell.sqlitefile.BUSY_S", 0.01)
     with closing(open_store(tmp_path)) as store:
         held = fill(store)
     made_before(tmp_path / "store.sqlite")
-    with closing(sqlite3.connect(tmp_path / "store.sqlite", isolation_level=None)) as other:
-        other.execute("pragma journal_mode = wal")
-        other.execute("begin immediate")
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sqlitefile, "BUSY_S", 0.01)
-            with pytest.raises(sqlite3.OperationalError, match="locked"):
-                sqlitefile.open_file(tmp_path / "store.sqlite", "create table other (a)", durable=True)
-            with closing(sqlitefile.open_file(tmp_path / "store.sqlite", "", durable=True)) as db:
-                assert db.execute("pragma auto_vacuum").fetchone() == (0,)
-                assert not give_back(db, 1000)
-        other.execute("rollback")
     with closing(open_store(tmp_path)) as store:
+        with closing(sqlite3.connect(store.path, isolation_level=None)) as other:
+            other.execute("begin immediate")
+            assert "locked" in store.make_shrinkable()
         assert {log: list(store.groups(log)) for log in held} == held
+
+
+@on_loop
+async def test_both_files_of_a_replica_are_made_anew_when_it_starts(small):
+    async with small as cluster:
+        cluster.start()
+        await cluster.wait_ready()
+        async with cluster.client() as client, Load(client) as load:
+            await load.more(30)
+            await until(lambda: cluster.nodes[1].keeper.slot, "a milestone")
+        await cluster.stop(1)
+        for name in ("store.sqlite", "state.sqlite"):
+            made_before(cluster.folder(1) / name)
+        cluster.start(1)
+        for name in ("store.sqlite", "state.sqlite"):
+            assert select(cluster, 1, "pragma auto_vacuum", name=name) == [(2,)]
+        await cluster.wait_ready()
+        await cluster.wait_equal()
 
 
 @on_loop
