@@ -238,6 +238,7 @@ def test_a_client_that_stays_connected_outlives_the_replicas_that_it_knew(tmp_pa
         assert [one["since_list"] for one in cluster.listed()["replicas"]] == [3, 2, 1]
 
 
+@pytest.mark.long
 def test_two_more_and_two_less(tmp_path):
     with Changing(tmp_path / "c") as cluster:
         cluster.start_and_wait()

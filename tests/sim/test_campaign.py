@@ -31,6 +31,13 @@ def everything_happened(seeds: int = EXPECTED_FROM_SEEDS) -> Summary:
     return summary
 
 
+def test_sixty_seeds_are_clean():
+    summary = campaign(0, 60, jobs=os.cpu_count() or 1)
+    assert summary.seeds == 60
+    assert [campaigns.outcome_as_data(outcome) for outcome in summary.failed] == []
+
+
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_two_hundred_seeds_are_clean_and_everything_happened():
     summary = campaign(0, EXPECTED_FROM_SEEDS, jobs=os.cpu_count() or 1)
