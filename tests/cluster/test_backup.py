@@ -124,6 +124,7 @@ def test_lost_databases_come_back_and_the_log_goes_on(tmp_path, call):
         assert log_end(cluster, 1) > said
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_backup_from_before_a_change_of_members(tmp_path, call):
     """Its state is of no use, which is said, and is no damage; also if it is put there by hand."""

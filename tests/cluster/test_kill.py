@@ -93,7 +93,9 @@ def spread(count: int) -> list[int]:
 
 
 @pytest.mark.timeout(60 + 12 * KILLS)
-@pytest.mark.parametrize("number", [0, 1], ids=["primary", "backup"])
+@pytest.mark.parametrize(
+    "number", [pytest.param(0, id="primary"), pytest.param(1, id="backup", marks=pytest.mark.long)]
+)
 def test_killed_at_an_fsync(tmp_path, number):
     """The signal comes at the n-th fsync or fdatasync of one of its threads, before the kernel carries it out."""
     tool = strace()

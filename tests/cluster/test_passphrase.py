@@ -272,6 +272,7 @@ def test_members_change_with_an_encrypted_operators_key_and_replicas_keep_their_
         replace_under_load(cluster, public_file, **variable)
 
 
+@pytest.mark.long
 def test_keys_that_are_encrypted_while_replicas_run_are_no_matter_when_members_change(tmp_path, words):
     """No file was named when they were started: they go on with the keys that they have, and want it at the next start."""
     with Changing(tmp_path / "c") as cluster:

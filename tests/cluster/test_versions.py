@@ -201,6 +201,7 @@ def test_an_upgrade_under_load(tmp_path):
         cluster.typed("audit", cluster.directory)
 
 
+@pytest.mark.long
 def test_one_that_was_away_with_old_code_gets_the_version_with_the_state(tmp_path):
     with Upgraded(tmp_path) as cluster:
         cluster.start_and_wait()

@@ -20,7 +20,7 @@ def trace_hash_in_another_process(seed: int, hash_seed: str) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("seed", [0, 7])  # 0 has real signatures
+@pytest.mark.parametrize("seed", [0, pytest.param(7, marks=pytest.mark.long)])  # 0 has real signatures
 def test_the_same_seed_gives_the_same_trace_in_every_process(seed):
     here = run_seed(seed).trace_hash
     assert here == run_seed(seed).trace_hash
