@@ -76,7 +76,7 @@ class StateKeeper:
         self._highest = 0  # the slot of the newest milestone that was handed in
         self._newest: tuple[int, tuple[int, ...]] | None = None  # slot and cut of the persisted milestone
         self._may_shrink = False  # the file, for all that is known
-        self._pause: asyncio.TimerHandle | None = None  # until it goes on
+        self._pausing = False  # before it goes on
         self._closed = False
         self._broken = False  # the file would not be written: it is of no more use, to the next start either
 
@@ -138,7 +138,7 @@ class StateKeeper:
     def _written(self, work: "asyncio.Future[Any]", header: Header, done: Callable[[Snapshot], None] | None) -> None:
         if not self._is_done(work):
             return
-        self._may_shrink = self._pause is None
+        self._may_shrink = not self._pausing
         self._newest = (header.slot, header.cut)
         self._end_leases()
         if done is not None:
@@ -150,12 +150,12 @@ class StateKeeper:
         if not self._is_done(work):
             return
         if work.result():
-            self._pause = self._loop.call_later(GIVE_PAUSE_S, self._go_on_shrinking)
+            self._pausing = True
+            self._loop.call_later(GIVE_PAUSE_S, self._go_on_shrinking)
         self._write_next()
 
     def _go_on_shrinking(self) -> None:
-        self._pause = None
-        self._may_shrink = True
+        self._pausing, self._may_shrink = False, True
         self._write_next()
 
     def _is_done(self, work: "asyncio.Future[Any]") -> bool:

@@ -30,12 +30,11 @@ from client.bench import initialise
 from client.errors import ClientError
 from client.queries import ReplicaStatus, number_in
 from client.soak import REPLICAS, Cluster, Workers
-from client.surroundings import MEMORY_FILE_SYSTEMS, file_system_of
 from replica.apps import kv
 from replica.core.envelope import Status
 from replica.core.patience import PATIENCE_FIRST_MS
 from tests.bench.programs import POLL_S, ProgramError
-from tests.bench.report import RESULTS, surroundings, table, write_into
+from tests.bench.report import RESULTS, files_on, surroundings, table, write_into
 
 KILLS = 10
 AT_ONCE = 200
@@ -255,9 +254,7 @@ def page_of(found: dict[str, Figures], at_once: int, where: str) -> str:
 @click.option("--write", is_flag=True, help=f"Put the table into {RESULTS.name}.")
 def main(*, kills, at_once, orderings, parent, write) -> None:
     """Measure how long nothing is answered when the primary is killed."""
-    kind = file_system_of(parent or Path("/tmp"))
-    if kind in MEMORY_FILE_SYSTEMS:
-        click.echo(f"note: the files lie in memory ({kind}), so nothing is durable; name a disk with --dir", err=True)
+    kind = files_on(parent)
     try:
         found = {ordering: measured(ordering, parent, kills, at_once) for ordering in dict.fromkeys(orderings)}
     except (ProgramError, ClientError) as error:

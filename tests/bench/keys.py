@@ -23,12 +23,11 @@ from client.errors import ClientError
 from client.loader import LoadError
 from client.measure import GENERATOR, Level, Load, summarise
 from client.soak import MIB
-from client.surroundings import MEMORY_FILE_SYSTEMS, file_system_of
 from client.workload import Recording
 from replica.core.tree import BUCKETS
 from tests.bench.members import BACKUP, LOG, ORDERINGS, PRIMARY, cell_of, cost
 from tests.bench.programs import ProgramError
-from tests.bench.report import RESULTS, others_of, surroundings, table, write_into
+from tests.bench.report import RESULTS, files_on, others_of, surroundings, table, write_into
 from tests.bench.rounds import Results
 from tests.bench.stored import BURST_S, VALUE_BYTES, Loaded, Return, Size, Stored
 from tests.replica.core.state_bench import CHANGES, checkpoint, filled
@@ -358,9 +357,7 @@ def main(*, parent, write, few, many, puts, **options) -> None:
     """Measure what changes with the number of keys stored."""
     if few >= many:
         raise click.BadParameter(f"{few:,} are not fewer than {many:,}", param_hint="--few")
-    kind = file_system_of(parent or Path("/tmp"))
-    if kind in MEMORY_FILE_SYSTEMS:
-        click.echo(f"note: the files lie in memory ({kind}), so nothing is durable; name a disk with --dir", err=True)
+    kind = files_on(parent)
     plan = Plan(few=few, many=many, puts=max(many, puts or 0), **options)
     try:
         with tempfile.TemporaryDirectory(prefix="trustlog-keys-", dir=parent) as place:

@@ -21,10 +21,9 @@ from client.cli.bench_command import local_pids
 from client.errors import ClientError
 from client.measure import GENERATOR, Level
 from client.queries import ReplicaStatus, number_in
-from client.surroundings import MEMORY_FILE_SYSTEMS, file_system_of
 from replica.core.quorum import primary
 from tests.bench.programs import START_S, Program, ProgramError
-from tests.bench.report import RESULTS, failures_of, others_of, surroundings, table, write_into
+from tests.bench.report import RESULTS, failures_of, files_on, others_of, surroundings, table, write_into
 from tests.bench.rounds import Cell, Plan, Results, measure
 from tests.bench.systems import Guarantee, Trustlog, generator
 
@@ -224,9 +223,7 @@ def clusters(sizes: Sequence[int], orderings: Sequence[str]) -> list[Members]:
 def main(*, sizes, levels, orderings, rounds, seconds, parent, write) -> None:
     """Measure what an operation costs in clusters of different sizes, by puts of 100-byte values."""
     systems = clusters(sizes, orderings)
-    kind = file_system_of(parent or Path("/tmp"))
-    if kind in MEMORY_FILE_SYSTEMS:
-        click.echo(f"note: the files lie in memory ({kind}), so nothing is durable; name a disk with --dir", err=True)
+    kind = files_on(parent)
     plan = Plan((VALUE_BYTES,), tuple(sorted(set(levels))), (), rounds, seconds)
     results = measure(systems, plan, parent, lambda text: click.echo(text, err=True))
     text = page_of(systems, plan, results, surroundings({"files on": kind}))

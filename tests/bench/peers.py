@@ -14,10 +14,10 @@ from typing import IO
 import click
 
 from client.chart import Axes, line_chart
-from client.surroundings import MEMORY_FILE_SYSTEMS, file_system_of
 from tests.bench.report import (
     RESULTS,
     failures_of,
+    files_on,
     generator_share,
     milliseconds,
     others_of,
@@ -71,9 +71,7 @@ def main(*, sizes, levels, own_sizes, no_own, rounds, seconds, only, parent, wri
 
 def where(systems: list[System], parent: Path | None) -> dict[str, str]:
     """Return what of the surroundings matters for these figures."""
-    kind = file_system_of(parent or Path("/tmp"))
-    if kind in MEMORY_FILE_SYSTEMS:
-        click.echo(f"note: the files lie in memory ({kind}), so nothing is durable; name a disk with --dir", err=True)
+    kind = files_on(parent)
     versions = {system.name: system.version() for system in systems}
     return {**versions, "files on": kind, "signatures:": signature_costs().words()}
 

@@ -1,12 +1,15 @@
 """Results as Markdown: tables with ratios, where they were taken, and the places in RESULTS.md that they go to."""
 
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
+import click
+
 from client.measure import GENERATOR_BUSY, Level
-from client.surroundings import describe
+from client.surroundings import MEMORY_FILE_SYSTEMS, describe, file_system_of
 from tests.bench.rounds import Results
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
@@ -65,6 +68,14 @@ def others_of(results: Results) -> str:
     if not used:
         return ""
     return f"Programs outside the measurement kept {median(used):.2f} processors busy (median; at most {used[-1]:.2f})."
+
+
+def files_on(parent: Path | None) -> str:
+    """Return the file system in which files are made below `parent`, or where temporary ones are; warn if it is memory."""
+    kind = file_system_of(parent or Path(tempfile.gettempdir()))
+    if kind in MEMORY_FILE_SYSTEMS:
+        click.echo(f"note: the files lie in memory ({kind}), so nothing is durable; name a disk with --dir", err=True)
+    return kind
 
 
 def surroundings(extra: dict[str, str]) -> str:

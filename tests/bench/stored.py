@@ -144,13 +144,10 @@ class Stored:
 
     async def fill(self, puts: int) -> None:
         """Put all keys in turn until so many puts are done."""
-        await self._write(key_of(number % self.keys) for number in range(puts))
+        await self.overwrite(key_of(number % self.keys) for number in range(puts))
 
-    async def overwrite(self, keys: Sequence[bytes]) -> None:
+    async def overwrite(self, keys: Iterable[bytes]) -> None:
         """Put a new value to these."""
-        await self._write(keys)
-
-    async def _write(self, keys: Iterable[bytes]) -> None:
         value = secrets.token_bytes(VALUE_BYTES)
         records = (Record(line, key, value) for line, key in enumerate(keys, 1))
         await Loader(self.client, WRITTEN_AT_ONCE, lambda _: None).run(records)

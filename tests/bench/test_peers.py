@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -201,3 +202,12 @@ def test_every_system_says_what_it_guarantees():
         assert system.guarantee.n >= 1
         assert system.guarantee.durable
     assert Path(report.ROOT / "tests" / "bench" / "RESULTS.md") == report.RESULTS
+
+
+@pytest.mark.parametrize("kind", ["tmpfs", "ext4"])
+def test_files_in_memory_are_told_of(tmp_path, monkeypatch, capsys, kind):
+    asked = []
+    monkeypatch.setattr(report, "file_system_of", lambda path: asked.append(path) or kind)
+    assert report.files_on(tmp_path) == report.files_on(None) == kind
+    assert asked == [tmp_path, Path(tempfile.gettempdir())]
+    assert capsys.readouterr().err.count("nothing is durable; name a disk with --dir") == (2 if kind == "tmpfs" else 0)

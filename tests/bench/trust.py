@@ -13,7 +13,6 @@ from pathlib import Path
 
 import click
 
-from client.surroundings import MEMORY_FILE_SYSTEMS, file_system_of
 from replica.cluster.provision import (
     TpmPlace,
     assemble,
@@ -29,6 +28,7 @@ from tests.bench.programs import HOST, first_line, tool_missing
 from tests.bench.report import (
     RESULTS,
     failures_of,
+    files_on,
     generator_share,
     milliseconds,
     others_of,
@@ -107,9 +107,7 @@ def main(*, levels, rounds, seconds, only, parent, write) -> None:
         click.echo(f"skipped: {name}: {what}", err=True)
     if not systems:
         raise click.ClickException("nothing of what was asked for is installed")
-    kind = file_system_of(parent or Path("/tmp"))
-    if kind in MEMORY_FILE_SYSTEMS:
-        click.echo(f"note: the files lie in memory ({kind}), so nothing is durable; name a disk with --dir", err=True)
+    kind = files_on(parent)
     plan = Plan((VALUE_BYTES,), tuple(levels), (), rounds, seconds)
     results = measure(systems, plan, parent, lambda text: click.echo(text, err=True))
     extra = {"files on": kind}
