@@ -17,6 +17,7 @@ from replica.core.checkpoint import Header, batches_in_flight, distinct_digests,
 from replica.core.cut import AgreedCut
 from replica.core.entries import Checkpoint
 from replica.core.execution import Executor
+from replica.core.frozen import FrozenMap
 from replica.core.genesis import Genesis
 from replica.core.group import VerifiedGroup
 from replica.core.proof import EntryProof, prove
@@ -46,6 +47,7 @@ class _Kept:
     header: Header
     logs: tuple[bytes, ...]
     batches: tuple[bytes, ...]
+    maps: tuple[FrozenMap, FrozenMap]
     application: Changes
     table: Changes
 
@@ -115,7 +117,7 @@ class Checkpoints:
         in_flight = batches_in_flight(self.cut.states)
         slot_of = {digest: slot for slot, _, digest in in_flight}
         batches = tuple(slots.batch(slot_of[digest], digest).raw for digest in distinct_digests(in_flight))
-        self._kept[header.slot] = _Kept(header, logs, batches, *executor.take_changes())
+        self._kept[header.slot] = _Kept(header, logs, batches, executor.frozen(), *executor.take_changes())
 
     # The primary's duty to move the cut
 
@@ -185,6 +187,7 @@ class Checkpoints:
             kept.batches,
             _latest([*application, kept.application]),
             _latest([*table, kept.table]),
+            kept.maps,
         )
 
 

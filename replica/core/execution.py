@@ -29,6 +29,7 @@ from replica.core.envelope import (
     encode_open_reply,
     encode_operations_reply,
 )
+from replica.core.frozen import FrozenMap
 from replica.core.genesis import Genesis
 from replica.core.members import Membership
 from replica.core.quotas import NO_QUOTA, Quota
@@ -218,6 +219,10 @@ class Executor:
     def roots(self) -> tuple[bytes, bytes]:
         """Return the roots of the application's state and of the client table after the last executed slot."""
         return self.state.root(), self.table.root()
+
+    def frozen(self) -> tuple[FrozenMap, FrozenMap]:
+        """Return both maps as they are after the last executed slot, for good."""
+        return self.state.frozen(), self.table.frozen()
 
     def take_changes(self) -> tuple[list[tuple[bytes, bytes | None]], list[tuple[bytes, bytes | None]]]:
         """Return what changed since the last call in the application's state and in the client table's records.

@@ -6,15 +6,16 @@ Nothing in it ever changes. Buckets are shared with the map that it was taken of
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from replica.core.tree import EMPTY, ITEM_PARTS, NODE_FANOUT, root_digest, split_digests
+from replica.core.layout import DIGEST_SIZE
+from replica.core.tree import EMPTY, NODE_FANOUT, key_of, root_digest, split_digests
 
 
 @dataclass(frozen=True, slots=True)
 class FrozenMap:
     """One map; a `TreeSource`.
 
-    buckets: by number, 0 to 65,535, the parts of each bucket that is not empty: four per key, as `item_parts` makes
-    them. digests: by node, the 256 digests of its buckets, joined, if one is not empty. node_digests: 256 of them.
+    buckets: by number, 0 to 65,535, the items of each bucket that is not empty, in byte order of their keys. digests:
+    by node, the 256 digests of its buckets, joined, if one is not empty. node_digests: 256 of them.
     """
 
     buckets: dict[int, tuple[bytes, ...]]
@@ -39,16 +40,21 @@ class FrozenMap:
         joined = self.digests.get(node)
         return (EMPTY,) * NODE_FANOUT if joined is None else split_digests(joined)
 
+    def bucket_digest(self, number: int) -> bytes:
+        """Return the digest of a bucket."""
+        node, place = divmod(number, NODE_FANOUT)
+        return self.digests[node][place * DIGEST_SIZE : (place + 1) * DIGEST_SIZE] if node in self.digests else EMPTY
+
+    def keys_in(self, number: int) -> int:
+        """Return how many keys a bucket has."""
+        return len(self.buckets.get(number, ()))
+
     def bucket(self, number: int) -> bytes:
         """Return the content of a bucket."""
         return b"".join(self.buckets.get(number, ()))
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
-        """Yield every key with its value, by bucket; within one in byte order."""
-        for _, parts in sorted(self.buckets.items()):
-            yield from zip(parts[1::ITEM_PARTS], parts[3::ITEM_PARTS], strict=True)
-
-
-def keys_of(parts: tuple[bytes, ...]) -> tuple[bytes, ...]:
-    """Return the keys that a bucket's parts stand for, in byte order."""
-    return parts[1::ITEM_PARTS]
+        """Yield every key with its item, by bucket; within one in byte order."""
+        for _, items in sorted(self.buckets.items()):
+            for item in items:
+                yield key_of(item), item

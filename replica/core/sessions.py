@@ -32,6 +32,7 @@ from dataclasses import dataclass, field
 from sortedcontainers import SortedDict
 
 from replica.core.envelope import OPEN_NONCE_SIZE, Open, Result, SessionId, Status
+from replica.core.frozen import FrozenMap
 from replica.core.genesis import MIB, PUBLIC_KEY_SIZE, Limits
 from replica.core.layout import LayoutError, Reader
 from replica.core.state import BucketedMap
@@ -251,6 +252,11 @@ class ClientTable:
         """Return the 32-byte digest of the whole table, encoding only sessions touched since the last call."""
         self._write_records()
         return self._records.root()
+
+    def frozen(self) -> FrozenMap:
+        """Return the records as they are now, for good."""
+        self._write_records()
+        return self._records.frozen()
 
     def take_changes(self) -> list[tuple[bytes, bytes | None]]:
         """Return the records that changed since the last call, as `BucketedMap.take_changes` does."""

@@ -37,8 +37,9 @@ class Milestone:
     """What a milestone adds to the one before.
 
     header: encoded. logs: every log's reduced state at the cut, encoded. batches: those in flight, in the order of
-    `replica.core.checkpoint.distinct_digests`, as proposed. application, table: (key, value, or None if it is gone).
-    is_whole: the changes are not relative to the milestone before but everything there is.
+    `replica.core.checkpoint.distinct_digests`, as proposed. application, table: (key, its item, or None if it is gone).
+    maps: application and table as they are after it. is_whole: the changes are not relative to the milestone before but
+    everything there is.
     """
 
     slot: int
@@ -48,6 +49,7 @@ class Milestone:
     batches: tuple[bytes, ...]
     application: Changes
     table: Changes
+    maps: tuple[FrozenMap, FrozenMap]
     is_whole: bool = False
 
 
@@ -111,6 +113,7 @@ class Fetched:
             tuple(batch.raw for batch in self.batches),
             list(self.application.items()),
             list(self.table.items()),
+            (self.application, self.table),
             is_whole=True,
         )
 

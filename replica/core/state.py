@@ -14,40 +14,45 @@ Between two calls of `root()` only the buckets that were touched are hashed agai
 what changed; `settle()` does part of that before, so that no single call takes long. The fan-out keeps a bucket at
 about sixteen keys with a million of them.
 
-A bucket's parts are a tuple that is replaced and never changed: so a view of the whole map, frozen as it is, costs a
-copy of the table of buckets (a few milliseconds), however many keys there are.
+A bucket is a tuple of *items*, one per key, that is replaced and never changed: so a view of the whole map, frozen as
+it is, costs a copy of the table of buckets (a few milliseconds), however many keys there are. An item is the key with
+its value as they are hashed, in one byte string, and all that is kept of a value. A bucket has no more elements than
+keys, because Python's garbage collector walks through those of every new tuple.
 """
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 
 from sortedcontainers import SortedList
 
-from replica.core.frozen import FrozenMap, keys_of
+from replica.core.frozen import FrozenMap
 from replica.core.layout import DIGEST_SIZE
 from replica.core.tree import (
     EMPTY,
-    ITEM_PARTS,
+    ITEM_OVERHEAD,
     KEY_BYTES_MAX,
     NODE_FANOUT,
     NODES,
     VALUE_BYTES_MAX,
     bucket_digest,
     bucket_of,
-    item_parts,
+    encode_item,
+    key_of,
     node_digest,
     root_digest,
     split_digests,
+    value_of,
 )
 
 # The content of one bucket of an application's state.
 CONTENT_BYTES_MAX = 16 * 1024 * 1024
-ITEM_OVERHEAD = 8  # the two lengths
 # Keys that `settle` digests at a time: some 10 ms with a million keys stored.
 SETTLED_AT_ONCE = 1024
-# Keys sorted in one call when a large map is made; other threads run between two calls.
+# Keys sorted in one call when a large map is made, about; other threads run between two calls. And how many of them
+# there are to each of the sample from which it is seen where to divide them.
 SORTED_AT_ONCE = 32_768
+SAMPLED_EVERY = 1024
 
 
 class BucketedMap:
@@ -69,16 +74,16 @@ class BucketedMap:
 
         A million keys take a few seconds, and less if they come in order.
         """
-        self._map: dict[bytes, bytes] = dict(items)
+        self._map: dict[bytes, bytes] = {key: encode_item(key, value) for key, value in items}
         self._keys: SortedList = SortedList(self._map)
-        # What the running operation found: key -> value before it, and the number of its bucket.
+        # What the running operation found: key -> its item before it, and the number of its bucket.
         self._undo: dict[bytes, tuple[bytes | None, int]] = {}
-        # What was committed and is not yet digested: key -> the number of its bucket.
-        self._touched: dict[bytes, int] = {}
-        # What was committed since the last take_changes(): key -> value, None if it is gone.
+        # What was committed and is not yet digested: key -> its item as it was digested, and the number of its bucket.
+        self._touched: dict[bytes, tuple[bytes | None, int]] = {}
+        # What was committed since the last take_changes(): key -> item, None if it is gone.
         self._changed: dict[bytes, bytes | None] = {}
-        # Per bucket the parts of its content as they were digested: four per key, as `item_parts` makes them, values
-        # shared with the map. So a bucket is hashed without looking up its other keys.
+        # Per bucket its items as they were digested, shared with the map, in byte order of their keys. So a bucket is
+        # hashed without looking up its other keys.
         self._buckets: dict[int, tuple[bytes, ...]] = {}
         # Node -> its 256 bucket digests, joined, so that a node is hashed without collecting them.
         self._bucket_digests: dict[int, bytearray] = {}
@@ -88,10 +93,10 @@ class BucketedMap:
         self._sizes: dict[int, int] = {}
         filed: dict[int, list[bytes]] = {}
         for key in self._keys:
-            value, number = self._map[key], bucket_of(key)
-            self._sizes[number] = self._sizes.get(number, 0) + _weight(key, value)
-            filed.setdefault(number, []).extend(item_parts(key, value))
-        self._buckets = {number: tuple(parts) for number, parts in filed.items()}
+            item, number = self._map[key], bucket_of(key)
+            self._sizes[number] = self._sizes.get(number, 0) + len(item)
+            filed.setdefault(number, []).append(item)
+        self._buckets = {number: tuple(found) for number, found in filed.items()}
         self._hash(self._buckets)
         self._hash_nodes()
         self._count = len(self._map)
@@ -107,9 +112,8 @@ class BucketedMap:
         made._bucket_digests = {node: bytearray(digests) for node, digests in frozen.digests.items()}
         made._node_digests = list(frozen.nodes())
         made._count = frozen.count()
-        made._sizes = {number: sum(map(len, parts)) for number, parts in made._buckets.items()}
-        for parts in made._buckets.values():
-            made._map.update(zip(parts[1::ITEM_PARTS], parts[3::ITEM_PARTS], strict=True))
+        made._sizes = {number: sum(map(len, items)) for number, items in made._buckets.items()}
+        made._map = {key_of(item): item for item in chain.from_iterable(made._buckets.values())}
         made._keys = SortedList(_sorted(list(made._map)))
         return made
 
@@ -121,7 +125,8 @@ class BucketedMap:
 
     def get(self, key: bytes) -> bytes | None:
         """Return the value of `key`, or None."""
-        return self._map.get(key)
+        item = self._map.get(key)
+        return None if item is None else value_of(item, key)
 
     def put(self, key: bytes, value: bytes) -> None:
         """Set `key`; ValueError if key, value or its bucket exceed the limits, TypeError if they are not bytes."""
@@ -132,15 +137,15 @@ class BucketedMap:
         if len(value) > VALUE_BYTES_MAX:
             raise ValueError(f"a value must have at most {VALUE_BYTES_MAX} bytes, not {len(value)}")
         number, old = bucket_of(key), self._map.get(key)
-        size = self._sizes.get(number, 0) + _weight(key, value) - _weight(key, old)
+        size = self._sizes.get(number, 0) + ITEM_OVERHEAD + len(key) + len(value) - _size(old)
         if size > CONTENT_BYTES_MAX:
             raise ValueError(f"the keys that share a bucket with this one have {CONTENT_BYTES_MAX} bytes already")
-        self._set(key, number, old, value, size)
+        self._set(key, number, old, encode_item(key, value), size)
 
     def put_unbounded(self, key: bytes, value: bytes) -> None:
         """Set `key` without looking at sizes: for the platform's own records, whose keys are short."""
-        number, old = bucket_of(key), self._map.get(key)
-        self._set(key, number, old, value, self._sizes.get(number, 0) + _weight(key, value) - _weight(key, old))
+        number, old, item = bucket_of(key), self._map.get(key), encode_item(key, value)
+        self._set(key, number, old, item, self._sizes.get(number, 0) + len(item) - _size(old))
 
     def delete(self, key: bytes) -> bool:
         """Remove `key`; say whether it was there."""
@@ -150,7 +155,7 @@ class BucketedMap:
         number = bucket_of(key)
         self._keys.remove(key)
         self._undo.setdefault(key, (old, number))
-        self._sizes[number] -= _weight(key, old)
+        self._sizes[number] -= len(old)
         return True
 
     def scan(
@@ -173,7 +178,7 @@ class BucketedMap:
                     return
                 place, inclusive = above, True
                 continue
-            yield key, self._map[key]
+            yield key, value_of(self._map[key], key)
             place, inclusive = key, False
 
     def begin(self) -> None:
@@ -182,18 +187,18 @@ class BucketedMap:
 
     def commit(self) -> None:
         """Keep what the operation changed."""
-        for key, (_, number) in self._undo.items():
-            self._touched[key] = number
+        for key, found in self._undo.items():
+            self._touched.setdefault(key, found)
             self._changed[key] = self._map.get(key)
         self._undo.clear()
 
     def rollback(self) -> None:
         """Take back what the operation changed."""
-        for key, (value, number) in self._undo.items():
+        for key, (item, number) in self._undo.items():
             now = self._map.get(key)
-            self._sizes[number] += _weight(key, value) - _weight(key, now)
-            if value is not None:
-                self._map[key] = value
+            self._sizes[number] += _size(item) - _size(now)
+            if item is not None:
+                self._map[key] = item
                 if now is None:
                     self._keys.add(key)
             elif now is not None:
@@ -203,7 +208,7 @@ class BucketedMap:
 
     def undoable(self) -> list[tuple[bytes, bytes | None]]:
         """Return the keys that the running operation wrote, each with its value before it, None if it had none."""
-        return [(key, value) for key, (value, _) in self._undo.items()]
+        return [(key, None if item is None else value_of(item, key)) for key, (item, _) in self._undo.items()]
 
     def root(self) -> bytes:
         """Return the 32-byte digest of the whole map, hashing only buckets touched since the last call.
@@ -240,7 +245,7 @@ class BucketedMap:
         return b"".join(self._buckets.get(number, ()))
 
     def take_changes(self) -> list[tuple[bytes, bytes | None]]:
-        """Return the keys committed since the last call, each with its value now or None if deleted.
+        """Return the keys committed since the last call, each with its item now or None if deleted.
 
         Their order means nothing, and differs between replicas. Every committed key is remembered until then: call it
         at every milestone. RuntimeError while an operation is neither committed nor taken back.
@@ -260,25 +265,25 @@ class BucketedMap:
 
     def check(self) -> None:
         """Raise RuntimeError if an invariant is broken."""
-        filed = {key for parts in self._buckets.values() for key in keys_of(parts)}
-        if filed - self._touched.keys() != set(self._map) - self._touched.keys():
+        filed = {number: [key_of(item) for item in items] for number, items in self._buckets.items()}
+        if {*chain.from_iterable(filed.values())} - self._touched.keys() != self._map.keys() - self._touched.keys():
             raise RuntimeError("invariant 1: the buckets and the map hold different keys")
-        if any(not parts or list(keys_of(parts)) != sorted(keys_of(parts)) for parts in self._buckets.values()):
+        if any(not keys or keys != sorted(keys) for keys in filed.values()):
             raise RuntimeError("invariant 2: a bucket is empty or not sorted")
         nodes = {number // NODE_FANOUT for number in self._buckets}
         if self._bucket_digests.keys() - self._stale_nodes != nodes - self._stale_nodes:
             raise RuntimeError("invariant 3: bucket digests of other nodes than those with a bucket")
 
         sizes = dict.fromkeys(self._sizes, 0)
-        for key, value in self._map.items():
-            sizes[bucket_of(key)] = sizes.get(bucket_of(key), 0) + len(key) + len(value) + ITEM_OVERHEAD
+        for key, item in self._map.items():
+            sizes[bucket_of(key)] = sizes.get(bucket_of(key), 0) + len(item)
         if sizes != self._sizes:
             raise RuntimeError("invariant 4: a bucket of another size")
         if list(self._keys) != sorted(self._map):
             raise RuntimeError("invariant 5: other keys than those of the map, or in another order")
 
     def _set(self, key: bytes, number: int, old: bytes | None, new: bytes, size: int) -> None:
-        """Set a key whose value was `old`, in the bucket `number`, whose content has `size` bytes then."""
+        """Set a key whose item was `old`, in the bucket `number`, whose content has `size` bytes then."""
         if key not in self._undo:
             self._undo[key] = (old, number)
         if old is None:
@@ -290,18 +295,13 @@ class BucketedMap:
         if self._undo:
             raise RuntimeError("an operation is running: commit() or rollback() first")
 
-    def _file(self, key: bytes, number: int) -> None:
-        """Put `key` into its bucket as it is now, or take it out if it is gone."""
-        parts = self._buckets.get(number, ())
-        keys = keys_of(parts)
-        place = bisect_left(keys, key)
-        start = place * ITEM_PARTS
-        filed = place < len(keys) and keys[place] == key
-        value = self._map.get(key)
-        item = () if value is None else item_parts(key, value)
-        parts = (*parts[:start], *item, *parts[start + ITEM_PARTS * filed :])
-        if parts:
-            self._buckets[number] = parts
+    def _file(self, key: bytes, old: bytes | None, number: int) -> None:
+        """Put the item of `key` into its bucket as it is now, in place of `old`, or take it out if the key is gone."""
+        items, new = self._buckets.get(number, ()), self._map.get(key)
+        place = bisect_left(items, key, key=key_of) if old is None else items.index(old)
+        items = (*items[:place], *(() if new is None else (new,)), *items[place + (old is not None) :])
+        if items:
+            self._buckets[number] = items
         else:
             self._buckets.pop(number, None)
 
@@ -313,9 +313,11 @@ class BucketedMap:
             touched = dict(islice(self._touched.items(), keys_max))
             for key in touched:
                 del self._touched[key]
-        for key, number in touched.items():
-            self._file(key, number)
-        self._hash(dict.fromkeys(touched.values()))
+        last = {number: key for key, (_, number) in touched.items()}
+        for key, (old, number) in touched.items():
+            self._file(key, old, number)
+            if last[number] is key:
+                self._hash_bucket(number)
 
     def _hash(self, numbers: Iterable[int]) -> None:
         for number in numbers:
@@ -338,9 +340,9 @@ class BucketedMap:
         self._stale_nodes.add(node)
 
 
-def _weight(key: bytes, value: bytes | None) -> int:
-    """Return what a key with this value adds to its bucket's content; nothing if there is no value."""
-    return 0 if value is None else len(key) + len(value) + ITEM_OVERHEAD
+def _size(item: bytes | None) -> int:
+    """Return what an item adds to its bucket's content; nothing if there is none."""
+    return 0 if item is None else len(item)
 
 
 def _above(prefix: bytes) -> bytes:
@@ -351,8 +353,10 @@ def _above(prefix: bytes) -> bytes:
 
 def _sorted(keys: list[bytes]) -> list[bytes]:
     """Sort, in calls that each take a short time only: a call of C code lets no other thread run."""
-    runs = [sorted(keys[at : at + SORTED_AT_ONCE]) for at in range(0, len(keys), SORTED_AT_ONCE)] or [[]]
-    while len(runs) > 1:
-        # Python's sort merges two sorted runs in one pass.
-        runs = [sorted([*runs[at], *(runs[at + 1] if at + 1 < len(runs) else ())]) for at in range(0, len(runs), 2)]
-    return runs[0]
+    # Dealt out between every so manieth key of a sample, and sorted there.
+    sample = sorted(keys[::SAMPLED_EVERY])
+    bounds = sample[:: SORTED_AT_ONCE // SAMPLED_EVERY]
+    shares: list[list[bytes]] = [[] for _ in range(len(bounds) + 1)]
+    for key in keys:
+        shares[bisect_right(bounds, key)].append(key)
+    return [key for share in shares for key in sorted(share)]

@@ -1,12 +1,13 @@
 """The digest tree over a map of byte strings: its arithmetic, and the content of a bucket. No state.
 
 `replica.core.state` says how buckets, nodes and the root are digested. What a bucket's digest covers, behind the tag
-byte, is the bucket's *content*: for each key in byte order u32 length, key, u32 length, value. It travels as it is
-hashed, and is never encoded in a second way.
+byte, is the bucket's *content*: for each key in byte order its *item*, which is u32 length, key, u32 length, value. It
+travels as it is hashed, and is never encoded in a second way.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import starmap
 
 from replica.core.layout import DIGEST_SIZE, U32, U64, LayoutError, Reader
 
@@ -16,14 +17,14 @@ NODES = BUCKETS // NODE_FANOUT
 EMPTY = bytes(DIGEST_SIZE)
 KEY_BYTES_MAX = 4096
 VALUE_BYTES_MAX = 1024 * 1024
-ITEM_PARTS = 4
+# The two lengths of an item.
+ITEM_OVERHEAD = 8
 
 _EMPTY_NODE = EMPTY * NODE_FANOUT
 # From 2,048 bytes on hashlib lets other threads run while it digests, and where one is busy it takes milliseconds to go
 # on. So what takes microseconds is given to it in pieces, and only what takes longer as a whole.
 _PIECE_BYTES = 2047
 _PIECES_BYTES_MAX = 64 * 1024
-# Keys and most values share these instead of having a length of their own each.
 _LENGTHS = tuple(U32.pack(size) for size in range(KEY_BYTES_MAX + 1))
 
 
@@ -64,15 +65,30 @@ def split_digests(joined: bytes | bytearray) -> tuple[bytes, ...]:
     return tuple(bytes(joined[at : at + DIGEST_SIZE]) for at in range(0, len(joined), DIGEST_SIZE))
 
 
-def item_parts(key: bytes, value: bytes) -> tuple[bytes, bytes, bytes, bytes]:
-    """Return the ITEM_PARTS byte strings that stand for one key in the content of its bucket."""
+def encode_item(key: bytes, value: bytes) -> bytes:
+    """Return the item of a key: what stands for it in the content of its bucket."""
     size = len(value)
-    return _LENGTHS[len(key)], key, _LENGTHS[size] if size <= KEY_BYTES_MAX else U32.pack(size), value
+    return b"".join((_LENGTHS[len(key)], key, _LENGTHS[size] if size <= KEY_BYTES_MAX else U32.pack(size), value))
+
+
+def key_of(item: bytes) -> bytes:
+    """Return the key that an item stands for."""
+    return item[4 : 4 + int.from_bytes(item[:4], "big")]
+
+
+def value_of(item: bytes, key: bytes) -> bytes:
+    """Return the value in the item of `key`."""
+    return item[ITEM_OVERHEAD + len(key) :]
+
+
+def with_values(changes: Iterable[tuple[bytes, bytes | None]]) -> Iterator[tuple[bytes, bytes | None]]:
+    """Yield every key with its value in place of its item; with None if it is gone."""
+    return ((key, None if item is None else value_of(item, key)) for key, item in changes)
 
 
 def encode_bucket(items: Iterable[tuple[bytes, bytes]]) -> bytes:
     """Return the content of a bucket with these keys and values, which must be in byte order of the keys."""
-    return b"".join(part for key, value in items for part in item_parts(key, value))
+    return b"".join(starmap(encode_item, items))
 
 
 def decode_bucket(number: int, content: bytes, value_bytes_max: int) -> list[tuple[bytes, bytes]]:

@@ -8,17 +8,17 @@ than a part come from one source, because they prove nothing one by one.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import starmap
 
 from replica.core.frozen import FrozenMap
 from replica.core.layout import LayoutError
 from replica.core.state import BucketedMap
 from replica.core.tree import (
     EMPTY,
-    ITEM_PARTS,
     NODE_FANOUT,
     bucket_digest,
     decode_bucket,
-    item_parts,
+    encode_item,
     node_digest,
     root_digest,
     split_digests,
@@ -93,8 +93,8 @@ class TreeFetch:
         """
         if not self.is_complete:
             raise RuntimeError("the fetch is not complete")
-        buckets = {number: parts for number, parts in {**self._mine.buckets, **self._buckets}.items() if parts}
-        if sum(map(len, buckets.values())) != self._count * ITEM_PARTS:
+        buckets = {number: items for number, items in {**self._mine.buckets, **self._buckets}.items() if items}
+        if sum(map(len, buckets.values())) != self._count:
             raise LayoutError("every part is right and the root is not: its number of keys is wrong")
         digests = {
             node: joined
@@ -224,7 +224,7 @@ class TreeFetch:
                 raise LayoutError(f"the content of bucket {number} does not have its digest")
             checked.append((bucket, number, decode_bucket(number, content, self._value_bytes_max)))
         for bucket, number, items in checked:
-            self._buckets[number] = tuple(part for key, value in items for part in item_parts(key, value))
+            self._buckets[number] = tuple(starmap(encode_item, items))
             self.progress.buckets_fetched += 1
             self.progress.keys_fetched += len(items)
             del wanted[bucket]

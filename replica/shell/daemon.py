@@ -16,6 +16,7 @@ from replica.cluster.home import ReplicaHome
 from replica.cluster.renewal import settle
 from replica.cluster.reopening import under_next_list, with_key_kept
 from replica.cluster.strict_toml import ConfigError
+from replica.shell.garbage import set_apart
 from replica.shell.node import Node
 from replica.shell.opening import open_trusted_log
 from replica.shell.store import StoreError
@@ -117,7 +118,7 @@ async def _serve_list(home: ReplicaHome, log: TrustedLog, signalled: asyncio.Fut
 
     signalled.add_done_callback(lambda _: end(0))
     try:
-        node = Node(home, log, lambda _: end(1), renew=lambda: end(_RENEWED))
+        node = Node(home, log, lambda _: end(1), renew=lambda: end(_RENEWED), has_read=set_apart)
     except TrustLogError as error:
         raise StartError(f"{home.log_path}: {error}") from error
     door: HttpDoor | None = None

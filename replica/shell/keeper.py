@@ -19,6 +19,7 @@ from typing import Any
 from replica.core.checkpoint import Header
 from replica.core.layout import LayoutError
 from replica.core.snapshot import Changes, Fetched, Milestone, PartWanted, Snapshot, Source
+from replica.core.tree import with_values
 from replica.core.treeparts import part_of
 from replica.shell.statestore import Milestone as StoredMilestone
 from replica.shell.statestore import PinnedState, StateStore, discard_state
@@ -259,7 +260,8 @@ def write_milestone(store: StateStore, milestone: Milestone, header: Header) -> 
         milestone.certificate,
         milestone.logs,
         milestone.batches,
-        (milestone.application, milestone.table),
+        (with_values(milestone.application), with_values(milestone.table)),
+        milestone.maps,
         (header.application, header.table),
     )
     store.write(stored, replace_all=milestone.is_whole)

@@ -87,6 +87,7 @@ class Node:
     home: its folder, checked. log: its opened trusted log. stopped: called with the reason when it stops by itself.
     milestones: when the state is made durable, if not as usual; the same in all replicas, or they cannot help each
     other with parts of it. renew: called when its folder leads to another list of members, under which it is made anew.
+    has_read: called when it has read a whole state and all logs, at the start or after a transfer, before it answers.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Node:
         stopped: Callable[[str], None],
         milestones: MilestoneRule | None = None,
         renew: Callable[[], None] = lambda: None,
+        has_read: Callable[[], None] = lambda: None,
     ) -> None:
         self.home = home
         self.number = home.number
@@ -106,7 +108,7 @@ class Node:
         self.trusted_log = log
         self.tracing = open_tracing(self.number, lambda text: self.log.warning("tracing", why=text))
         genesis = home.cluster.genesis
-        self._stopped = stopped
+        self._stopped, self._has_read = stopped, has_read
         self._milestones = milestones
         self.verify_envelope: Callable[[Envelope], bool] = EnvelopeVerifier(self.measures.verify_s["envelope"])
         self.verifier = GroupVerifier(genesis)
@@ -193,6 +195,7 @@ class Node:
         if self.core.halted is not None:
             raise StoreError(f"{self.store.path}: {self.core.halted}")
         recovery.name_what_is_missing(self.core, begun_at, self.trusted_log, self.store, self.log)
+        self._has_read()
         host, port = self.home.listen_address
         self.server.start(host, port)
         for link in self.links.values():
@@ -284,6 +287,7 @@ class Node:
             self.log.exception("cannot go on from the transferred state")
             self.stop(f"cannot go on from the transferred state: {type(error).__name__}: {error}")
             return
+        self._has_read()
         self.log.info("state installed", slot=snapshot.header.slot, executed=self.core.executed)
         for link in self.links.values():
             link.subscribe()

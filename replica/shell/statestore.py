@@ -21,8 +21,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Self
 
+from replica.core.frozen import FrozenMap
 from replica.core.layout import U64
-from replica.core.tree import BUCKETS, KEY_BYTES_MAX, bucket_digest, bucket_of, encode_bucket
+from replica.core.tree import BUCKETS, KEY_BYTES_MAX, bucket_of
 from replica.shell.atrest import CLEAR, PART, Clear, UnsealError
 from replica.shell.shrinking import give_back, make_shrinkable
 from replica.shell.sqlitefile import DAMAGED, claim, open_file, set_aside, transaction, wal_bytes
@@ -31,7 +32,6 @@ from replica.shell.statetree import (
     StateDamagedError,
     StateTree,
     guarded,
-    opened_entries,
 )
 
 SCHEMA_VERSION = 1
@@ -71,8 +71,9 @@ class Milestone:
 
     header: its SHA-256 is the checkpoint digest. logs: the reduced log states, by replica. changes: per tree (0
     application, 1 client table) what differs from the milestone persisted before: (key, value), value None if the key
-    is gone. A key's last change counts. They are read once and one by one. roots: what the trees must hash to
-    afterwards; with them, a write fails rather than making rotted entries part of the new milestone.
+    is gone. A key's last change counts. They are read once and one by one. maps: per tree all that is there with these
+    changes: changed buckets get their digests from it, so that an entry that rotted on the disk never gets a new one.
+    roots: what the trees must hash to afterwards.
     """
 
     slot: int
@@ -81,6 +82,7 @@ class Milestone:
     logs: tuple[bytes, ...]
     batches: tuple[bytes, ...]
     changes: tuple[Iterable[Change], Iterable[Change]]
+    maps: tuple[FrozenMap, FrozenMap]
     roots: tuple[bytes, bytes] | None = None
 
 
@@ -185,7 +187,7 @@ class StateStore:
                 self._db.execute("delete from entries")
                 self._db.execute("delete from buckets")
             for tree, changes in enumerate(milestone.changes):
-                self._digest(tree, self._apply(tree, changes))
+                self._put_digests(tree, self._apply(tree, changes), milestone.maps[tree])
             if milestone.roots is not None:
                 self._check_roots(milestone.roots)
             self._put_milestone(milestone)
@@ -222,20 +224,17 @@ class StateStore:
                 touched[bucket] = 1
         return touched
 
-    def _digest(self, tree: int, touched: bytearray) -> None:
-        """Compute the digests of touched buckets anew from their entries."""
-        db = self._db
-        select = "select key, value from entries where tree = ? and bucket = ? order by key"
-        bucket = touched.find(1)
-        while bucket >= 0:
-            rows = db.execute(select, (tree, bucket)).fetchall()
-            if rows:
-                rows = opened_entries(self._seal, self.path, tree, rows)
-                digest = bucket_digest(encode_bucket(rows))
-                db.execute("insert or replace into buckets values (?, ?, ?, ?)", (tree, bucket, len(rows), digest))
-            else:
-                db.execute("delete from buckets where tree = ? and bucket = ?", (tree, bucket))
-            bucket = touched.find(1, bucket + 1)
+    def _put_digests(self, tree: int, touched: bytearray, known: FrozenMap) -> None:
+        """Write the digests of touched buckets, as they are known. Nothing is read: that would be most of the work."""
+        buckets = [bucket for bucket, one in enumerate(touched) if one]
+        rows = (
+            (tree, bucket, known.keys_in(bucket), known.bucket_digest(bucket))
+            for bucket in buckets
+            if bucket in known.buckets
+        )
+        self._db.executemany("insert or replace into buckets values (?, ?, ?, ?)", rows)
+        empty = ((tree, bucket) for bucket in buckets if bucket not in known.buckets)
+        self._db.executemany("delete from buckets where tree = ? and bucket = ?", empty)
 
     def _check_roots(self, roots: tuple[bytes, bytes]) -> None:
         for tree, root in enumerate(roots):

@@ -4,7 +4,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, starmap
 from operator import itemgetter
 from pathlib import Path
 
@@ -12,12 +12,11 @@ from replica.core.frozen import FrozenMap
 from replica.core.tree import (
     BUCKETS,
     EMPTY,
-    ITEM_PARTS,
     KEY_BYTES_MAX,
     NODE_FANOUT,
     bucket_digest,
     encode_bucket,
-    item_parts,
+    encode_item,
     node_digest,
     root_digest,
 )
@@ -135,9 +134,9 @@ class StateTree:
                 "select bucket, key, value from entries where tree = ? order by bucket, key", (self._number,)
             )
             for bucket, found in groupby(rows, itemgetter(0)):
-                buckets[bucket] = self._parts(bucket, found)
-        if sum(map(len, buckets.values())) != self.count() * ITEM_PARTS:
-            raise self._damaged(f"{sum(map(len, buckets.values())) // ITEM_PARTS} entries in place of {self.count()}")
+                buckets[bucket] = self._items(bucket, found)
+        if sum(map(len, buckets.values())) != self.count():
+            raise self._damaged(f"{sum(map(len, buckets.values()))} entries in place of {self.count()}")
         size = NODE_FANOUT * 32
         digests = {
             node: bytes(self._buckets[0][node * size : node * size + size])
@@ -146,19 +145,18 @@ class StateTree:
         }
         return FrozenMap(buckets, digests, self._nodes, self.count())
 
-    def _parts(self, bucket: int, found: Iterable[tuple[int, bytes, bytes]]) -> tuple[bytes, ...]:
-        """Return a bucket's parts. That they have its digest says that all of them are right, if they are bytes."""
+    def _items(self, bucket: int, found: Iterable[tuple[int, bytes, bytes]]) -> tuple[bytes, ...]:
+        """Return a bucket's items. That they have its digest says that all of them are right, if they are bytes."""
         if type(bucket) is not int or not 0 <= bucket < BUCKETS:
             raise self._damaged("an entry without a bucket")
         entries = self._opened([(key, value) for _, key, value in found])
-        if any(
-            type(key) is not bytes or type(value) is not bytes or len(key) > KEY_BYTES_MAX for key, value in entries
-        ):
+        keys, values = zip(*entries, strict=True)
+        if {*map(type, keys), *map(type, values)} != {bytes} or max(map(len, keys)) > KEY_BYTES_MAX:
             raise self._damaged(f"an entry of bucket {bucket}")
-        parts = tuple(part for key, value in entries for part in item_parts(key, value))
-        if self._digest(bucket) != bucket_digest(b"".join(parts)):
+        items = tuple(starmap(encode_item, entries))
+        if self._digest(bucket) != bucket_digest(b"".join(items)):
             raise self._damaged(f"the content of bucket {bucket} does not have its digest")
-        return parts
+        return items
 
     def _verified(self, bucket: int, entries: list[Entry]) -> bytes:
         if type(bucket) is not int or not 0 <= bucket < BUCKETS:

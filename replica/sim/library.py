@@ -20,6 +20,7 @@ from replica.core.layout import LayoutError
 from replica.core.logstate import LogState
 from replica.core.snapshot import Milestone, PartWanted, Snapshot, Source
 from replica.core.state import BucketedMap
+from replica.core.tree import with_values
 from replica.core.treeparts import part_of
 
 
@@ -88,7 +89,7 @@ def keep(before: Kept | None, milestone: Milestone, genesis: Genesis) -> Kept:
     if before is not None and not milestone.is_whole:
         application, table = dict(before.application), dict(before.table)
     for content, changes in ((application, milestone.application), (table, milestone.table)):
-        for key, value in changes:
+        for key, value in with_values(changes):
             if value is None:
                 content.pop(key, None)
             else:

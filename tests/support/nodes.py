@@ -42,6 +42,7 @@ class Nodes(ClientsMixin, contextlib.AbstractAsyncContextManager):
         self.cluster = load_cluster_file(directory) if exists else init_cluster(directory, f=f, base_port=0, **options)
         self.nodes: dict[int, Node] = {}
         self.stopped: dict[int, str] = {}
+        self.has_read: list[int] = []  # who has, each time
         self.logged = Logged()
         self._logs: dict[int, AttestedLog] = {}
 
@@ -54,7 +55,11 @@ class Nodes(ClientsMixin, contextlib.AbstractAsyncContextManager):
         home = load_home(self.folder(number))
         opened = log or open_log(home.log_path)
         try:
-            node = Node(home, opened, lambda reason: self.stopped.setdefault(number, reason), self.milestones)
+            stopped, has_read = (
+                lambda reason: self.stopped.setdefault(number, reason),
+                lambda: self.has_read.append(number),
+            )
+            node = Node(home, opened, stopped, self.milestones, has_read=has_read)
         except BaseException:
             opened.close()
             raise

@@ -22,6 +22,7 @@ from replica.core.machine import ReplicaCore
 from replica.core.rules import Reading, apply_entry, apply_opening, judge
 from replica.core.snapshot import Milestone, MilestoneRule, Snapshot
 from replica.core.state import BucketedMap
+from replica.core.tree import with_values
 from tests.replica.core.harness import Cluster, FakeClient, make_genesis, opened
 
 # A milestone at every checkpoint, so that a run has several.
@@ -183,8 +184,8 @@ def snapshot_of(genesis: Genesis, until: list[Milestone]) -> Snapshot:
         for content, changes in zip(maps, (milestone.application, milestone.table), strict=True):
             if milestone.is_whole:
                 content.clear()
-            content.update({key: value for key, value in changes if value is not None})
-            for key in [key for key, value in changes if value is None]:
+            content.update({key: value for key, value in with_values(changes) if value is not None})
+            for key in [key for key, item in changes if item is None]:
                 content.pop(key, None)
     last = until[-1]
     header = decode_header(last.header, genesis.n)

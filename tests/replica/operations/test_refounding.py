@@ -25,8 +25,9 @@ from replica.operations.changing import Council
 from replica.operations.refounding import planned
 from replica.operations.survivors import SurvivorError
 from replica.shell.sqlitefile import StoreError
-from replica.shell.statestore import Milestone, StateStore
+from replica.shell.statestore import Milestone
 from tests.replica.core.test_versions import Versioned
+from tests.replica.shell.states import NONE, MappedStore
 from tests.support.nodes import Nodes
 from tests.support.waiting import on_loop, until
 from trustlog import open_log
@@ -96,9 +97,9 @@ def edit(path, statement, *values):
 
 def rewrite(path, cluster_id, number, changes, *, with_header=False):
     """Change keys of a state file, and all digests above them; with the header's as well if asked for."""
-    with closing(StateStore(path, cluster_id, number)) as store:
+    with closing(MappedStore(path, cluster_id, number)) as store:
         with store.load() as view:
-            kept = Milestone(view.slot, view.header, view.certificate, view.logs, view.batches, (changes, []))
+            kept = Milestone(view.slot, view.header, view.certificate, view.logs, view.batches, (changes, []), NONE)
         store.write(kept)
         if with_header:
             with store.load() as view:

@@ -21,6 +21,7 @@ from replica.shell.outbox import Outbox, settle_last_group
 from replica.shell.statestore import Milestone, StateStore
 from replica.shell.store import Store, own_group
 from tests.replica.shell.outbox_bench import CLUSTER_ID, CONTEXT, Author
+from tests.replica.shell.states import frozen
 from tests.support.waiting import until
 from trustlog import open_log
 from trustlog.sealed import Files, UnsyncedFiles
@@ -49,7 +50,8 @@ def state_at(slot: int) -> dict[bytes, bytes]:
 def milestone(slot: int, before: dict[bytes, bytes] | None) -> Milestone:
     now = state_at(slot)
     changes = now.items() if before is None else [(key, now.get(key)) for key in now.keys() | before.keys()]
-    return Milestone(slot, b"header %d" % slot, b"c", (b"log",), (), (changes, ()))
+    maps = (frozen(now), frozen({}))
+    return Milestone(slot, b"header %d" % slot, b"c", (b"log",), (), (changes, ()), maps)
 
 
 class AttestsFirst(Outbox):

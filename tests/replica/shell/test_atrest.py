@@ -22,6 +22,7 @@ from replica.shell.sqlitefile import StoreError
 from replica.shell.statestore import Milestone, StateStore
 from replica.shell.statetree import StateDamagedError
 from replica.shell.store import GroupDamagedError, Store, own_group
+from tests.replica.shell.states import NONE, MappedStore
 from tests.support.cluster import Processes
 from tests.support.waiting import on_loop
 from trustlog import BackendKind
@@ -128,7 +129,7 @@ def test_a_sealed_store_is_salvaged(tmp_path):
 
 
 def milestone(changes: dict[bytes, bytes | None], slot=1) -> Milestone:
-    return Milestone(slot, b"header", b"certificate", (b"log",), (SECRET,), (tuple(changes.items()), ()))
+    return Milestone(slot, b"header", b"certificate", (b"log",), (SECRET,), (tuple(changes.items()), ()), NONE)
 
 
 def content(store: StateStore) -> tuple[dict[bytes, bytes], bytes, tuple[bytes, ...]]:
@@ -147,8 +148,8 @@ def test_a_sealed_state_is_the_same_state(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     with (
-        closing(StateStore(tmp_path / "a" / "s", CLUSTER_ID, 0)) as clear,
-        closing(StateStore(tmp_path / "b" / "s", CLUSTER_ID, 0, seal=Sealed(KEY))) as sealed,
+        closing(MappedStore(tmp_path / "a" / "s", CLUSTER_ID, 0)) as clear,
+        closing(MappedStore(tmp_path / "b" / "s", CLUSTER_ID, 0, seal=Sealed(KEY))) as sealed,
     ):
         expected: dict[bytes, bytes] = {}
         for slot in range(1, 5):
@@ -176,12 +177,12 @@ def test_a_sealed_state_is_the_same_state(tmp_path):
     ["update entries set value = zeroblob(length(value))", "update parts set content = zeroblob(length(content))"],
 )
 def test_damage_to_a_sealed_state_is_damage(tmp_path, rot):
-    with closing(StateStore(tmp_path / "s", CLUSTER_ID, 0, seal=Sealed(KEY))) as store:
+    with closing(MappedStore(tmp_path / "s", CLUSTER_ID, 0, seal=Sealed(KEY))) as store:
         store.write(milestone({b"k": b"v"}))
     with closing(sqlite3.connect(tmp_path / "s", isolation_level=None)) as db:
         db.execute(rot)
     with (
-        closing(StateStore(tmp_path / "s", CLUSTER_ID, 0, seal=Sealed(KEY))) as store,
+        closing(MappedStore(tmp_path / "s", CLUSTER_ID, 0, seal=Sealed(KEY))) as store,
         pytest.raises(StateDamagedError),
     ):
         content(store)

@@ -9,6 +9,7 @@ import pytest
 import structlog
 
 from replica.shell import daemon
+from replica.shell.garbage import set_apart
 from tests.support.waiting import on_loop, until
 
 WHEN = ("while it closes", "when it is about to go over", "while the next begins", "later")
@@ -22,8 +23,9 @@ def node_class(when: str, made: list):
     """Return a node that goes over at once; at the moment `when`, the process gets SIGTERM."""
 
     class FakeNode:
-        def __init__(self, home, log, stopped, renew):
+        def __init__(self, home, log, stopped, renew, has_read):
             made.append(self)
+            assert has_read is set_apart
             self.log = structlog.get_logger()
             self.renew = renew
             if when == WHEN[2] and len(made) == 2:

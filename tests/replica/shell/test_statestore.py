@@ -16,12 +16,13 @@ from replica.shell import statestore
 from replica.shell.sqlitefile import StoreError
 from replica.shell.statestore import Milestone, StateStore, discard_state
 from replica.shell.statetree import VALUE_BYTES_MAX, StateDamagedError
+from tests.replica.shell.states import NONE, MappedStore
 
 CLUSTER_ID = bytes(range(32))
 
 
 def open_store(folder, **options):
-    return StateStore(folder / "state.db", CLUSTER_ID, 1, **options)
+    return MappedStore(folder / "state.db", CLUSTER_ID, 1, **options)
 
 
 def milestone(slot=128, tree0=(), tree1=(), **fields):
@@ -30,6 +31,7 @@ def milestone(slot=128, tree0=(), tree1=(), **fields):
         "certificate": b"certificate",
         "logs": (b"log 0", b"", b"log 2"),
         "batches": (b"batch",),
+        "maps": NONE,
     } | fields
     return Milestone(slot=slot, changes=(tree0, tree1), **values)
 
@@ -308,15 +310,44 @@ def test_a_rotted_neighbour_never_becomes_part_of_a_new_milestone(store):
     state = entries(3)
     store.write(milestone(1, state.items(), roots=(mapped(state).root(), BucketedMap().root())))
     store._db.execute("update entries set value = x'00' where key = ?", (b"key 1",))
-    # A key of the same bucket is written: its digest is computed over the rotted value.
+    # A key of the same bucket is written: its digest is the agreed one, which what is there does not have.
     beside = next(b"%d" % n for n in range(10**7) if bucket_of(b"%d" % n) == bucket_of(b"key 1"))
     changed = state | {beside: b"x"}
     good = milestone(2, [(beside, b"x")], roots=(mapped(changed).root(), BucketedMap().root()))
-    with pytest.raises(StateDamagedError, match="tree 0: entries are not what was written"):
-        store.write(good)
+    store.write(good)
+    with pytest.raises(StateDamagedError, match="does not have its digest"):
+        read(store)
     store.discard()
     store.write(milestone(2, changed.items(), roots=good.roots))
     assert read(store)[0] == changed
+
+
+def test_a_milestone_is_not_written_beside_a_rotted_digest(store):
+    state = entries(3)
+    store.write(milestone(1, state.items(), roots=(mapped(state).root(), BucketedMap().root())))
+    sound = store._db.execute("select bucket, keys, digest from buckets where tree = 0").fetchall()
+    store._db.execute("update buckets set digest = zeroblob(32) where bucket = ?", (bucket_of(b"key 1"),))
+    changed = state | {b"key 0": b"x"}
+    roots = (mapped(changed).root(), BucketedMap().root())
+    with pytest.raises(StateDamagedError, match="tree 0: entries are not what was written"):
+        store.write(milestone(2, [(b"key 0", b"x")], roots=roots))
+    with store.load() as view:
+        assert view.slot == 1, "nothing was written"
+    store._db.executemany("insert or replace into buckets values (0, ?, ?, ?)", sound)
+    store.write(milestone(2, [(b"key 0", b"x")], roots=roots))
+    assert read(store)[0] == changed
+
+
+def test_the_digests_that_are_written_are_those_of_the_maps(store):
+    state = entries(300)
+    gone = dict.fromkeys(list(state)[::3])
+    store.write(milestone(1, state.items()))
+    store.write(milestone(2, gone.items()))
+    kept = mapped({key: value for key, value in state.items() if key not in gone}).frozen()
+    with store.load() as view:
+        tree = view.trees[0]
+        assert (tree.count(), tree.nodes(), tree.root()) == (len(state) - len(gone), kept.nodes(), kept.root())
+        assert tree.frozen() == kept
 
 
 def test_any_flipped_byte_is_noticed_or_harmless(tmp_path):

@@ -115,6 +115,7 @@ async def test_a_store_that_is_deleted_and_whose_logs_peers_have_forgotten(small
             assert f"entries 1 to {last} of its own log are not here" in node.core.why_mute
             await until(lambda: events(cluster, "state installed", 1), "the state installed")
             await until(lambda: node.core.is_live, "speaking again")
+            assert cluster.has_read.count(1) == 1 + 1 + 1, "at both starts, and what was transferred"
             await cluster.stop(2)
             assert await client.incr("needs its vote") == 1
             assert node.trusted_log.last > last
