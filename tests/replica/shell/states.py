@@ -14,16 +14,33 @@ def frozen(content: dict[bytes, bytes]) -> FrozenMap:
     return BucketedMap(content.items()).frozen()
 
 
+class Read:
+    """Changes that were read to their end, or to where their source failed: to be read again, failures included."""
+
+    def __init__(self, source) -> None:
+        self.items = []
+        self._failed = None
+        try:
+            self.items.extend(source)  # what came before a failure stays
+        except Exception as error:
+            self._failed = error
+
+    def __iter__(self):
+        yield from self.items
+        if self._failed is not None:
+            raise self._failed
+
+
 class MappedStore(StateStore):
     """Milestones without maps get those of what was written before, or is in the file at first, and their changes."""
 
     _held: tuple[dict[bytes, bytes], ...] | None = None
 
     def write(self, milestone: Milestone, *, replace_all: bool = False) -> None:
-        changes = tuple(map(list, milestone.changes))
+        changes = tuple(map(Read, milestone.changes))
         held = [dict(content) for content in (({},) * TREES if replace_all else self._before())]
         for content, found in zip(held, changes, strict=True):
-            for key, value in found:
+            for key, value in found.items:
                 content.pop(key, None)
                 if isinstance(key, bytes) and isinstance(value, bytes) and len(key) <= KEY_BYTES_MAX:
                     content[key] = value
