@@ -227,7 +227,7 @@ class Executor:
     def take_changes(self) -> tuple[list[tuple[bytes, bytes | None]], list[tuple[bytes, bytes | None]]]:
         """Return what changed since the last call in the application's state and in the client table's records.
 
-        Each is a list of keys with their values after the last executed slot, None if deleted.
+        Each is a list of keys with their items after the last executed slot, None if deleted.
         """
         return self.state.take_changes(), self.table.take_changes()
 

@@ -62,7 +62,7 @@ class BucketedMap:
     `bucket_digests()` and `bucket()` show the map as the last `root()` or `settle()` digested it.
 
     Invariants, checked by `check()`:
-      1. the buckets hold exactly the map's keys, less those touched and not yet digested;
+      1. the buckets hold exactly the map's items, those touched and not yet digested as they were before;
       2. no bucket is empty, and every bucket is sorted;
       3. exactly the nodes with a bucket have bucket digests, less those not digested yet;
       4. `_sizes` holds the size of every bucket's content, the running operation included;
@@ -266,8 +266,10 @@ class BucketedMap:
     def check(self) -> None:
         """Raise RuntimeError if an invariant is broken."""
         filed = {number: [key_of(item) for item in items] for number, items in self._buckets.items()}
-        if {*chain.from_iterable(filed.values())} - self._touched.keys() != self._map.keys() - self._touched.keys():
-            raise RuntimeError("invariant 1: the buckets and the map hold different keys")
+        before = {key: item for key, (item, _) in [*self._undo.items(), *self._touched.items()]}
+        digested = {key: item for key, item in {**self._map, **before}.items() if item is not None}
+        if {key_of(item): item for items in self._buckets.values() for item in items} != digested:
+            raise RuntimeError("invariant 1: the buckets and the map hold different items")
         if any(not keys or keys != sorted(keys) for keys in filed.values()):
             raise RuntimeError("invariant 2: a bucket is empty or not sorted")
         nodes = {number // NODE_FANOUT for number in self._buckets}

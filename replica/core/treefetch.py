@@ -65,7 +65,7 @@ class TreeFetch:
         self._nodes = self._mine.nodes()
         self._count = self._mine.count()
         self._nodes_known = root_digest(self._nodes, self._count) == root
-        # What is not as in `mine`: nodes' bucket digests, joined, and buckets' parts, empty if there is nothing.
+        # What is not as in `mine`: nodes' bucket digests, joined, and buckets' items, empty if there is nothing.
         self._digests: dict[int, bytes] = {}
         self._buckets: dict[int, tuple[bytes, ...]] = {}
         # What is not known yet: nodes whose bucket digests are wanted, and per node the buckets, in ascending order.

@@ -10,6 +10,7 @@ from replica.cluster.home import STARTED_NAME, ReplicaHome
 from replica.cluster.keys import write_new
 from replica.pbft.node import PbftNode
 from replica.shell.daemon import StartError, configure_logging
+from replica.shell.garbage import set_apart
 
 
 def run(home: ReplicaHome) -> int:
@@ -55,6 +56,7 @@ async def _serve(home: ReplicaHome) -> int:
         begin_life(home)
         try:
             node.start()
+            set_apart()
         except OSError as error:
             host, port = home.listen_address
             (home.path / STARTED_NAME).unlink()  # it said nothing yet

@@ -16,7 +16,7 @@ from replica.cluster.home import ReplicaHome
 from replica.cluster.renewal import settle
 from replica.cluster.reopening import under_next_list, with_key_kept
 from replica.cluster.strict_toml import ConfigError
-from replica.shell.garbage import set_apart
+from replica.shell.garbage import give_free, set_apart
 from replica.shell.node import Node
 from replica.shell.opening import open_trusted_log
 from replica.shell.store import StoreError
@@ -84,6 +84,7 @@ async def _serve(home: ReplicaHome, log: TrustedLog) -> int:
         if signalled.done():
             structlog.get_logger().bind(replica=home.number).info("stopped", while_going_over=True)
             return 0
+        give_free()
         home = _settled(under_next_list(home))
     return status
 

@@ -98,7 +98,8 @@ class StateKeeper:
         if milestone.slot <= self._highest:
             return
         self._highest = milestone.slot
-        self._waiting.append(milestone)
+        # Maps are large, and only the last ones are used.
+        self._waiting = [*(replace(one, maps=milestone.maps) for one in self._waiting), milestone]
         self._write_next()
 
     def install(self, fetched: Fetched, make: Make, done: Callable[[Snapshot], None]) -> None:

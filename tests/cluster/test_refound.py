@@ -38,6 +38,7 @@ def lose(cluster, lost=(0, 1), survivor=2) -> dict[str, bytes]:
                 number += 1
 
         async with cluster.client(deadline_s=1.0) as client, asyncio.TaskGroup() as group:
+            await client.put("begun", b"", deadline_s=DEADLINE_S)  # connecting may take long on a busy machine
             for worker in range(4):
                 group.create_task(work(client, worker))
             await until(lambda: len(acknowledged) >= 300, "some load", 60)

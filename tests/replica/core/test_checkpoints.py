@@ -167,6 +167,7 @@ def test_a_milestone_is_handed_out_when_it_is_stable_and_once():
     assert milestone is not None
     assert (milestone.slot, milestone.is_whole) == (4, False)
     assert list(with_values(milestone.application)) == [(b"a", b"1"), (b"b", b"1")]
+    assert [sorted(with_values(one.items())) for one in milestone.maps] == [[(b"a", b"1"), (b"b", b"1")], []]
     assert milestone.logs == tuple(state.encode() for state in initial_states(5))
     assert (milestone.batches, milestone.table) == ((), [])
     e.put(a=b"2", b=None)
@@ -207,6 +208,8 @@ def test_what_a_milestone_held_that_was_passed_over_is_not_lost():
     assert milestone.slot == 12
     assert dict(with_values(milestone.application)) == {b"a": b"2", b"b": b"3", b"c": b"1", b"d": b"1", b"e": None}
     assert sorted(with_values(milestone.table)) == records, "sessions that were opened before, too"
+    maps = [dict(with_values(one.items())) for one in milestone.maps]
+    assert maps == [{b"a": b"2", b"b": b"3", b"c": b"1", b"d": b"1"}, dict(records)], "as they were then"
     after = e.stable(16)
     assert after is not None
     assert list(with_values(after.application)) == [(b"f", b"later")]

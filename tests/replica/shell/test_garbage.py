@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 
-from replica.shell.garbage import set_apart
+from replica.shell.garbage import give_free, set_apart
 
 
 class Node:
@@ -50,3 +50,13 @@ def test_what_was_set_apart_is_freed_by_the_next_time():
     assert gone() is not None, "passed over"
     set_apart()
     assert gone() is None
+
+
+def test_what_was_set_apart_can_be_given_free():
+    former = Node()
+    gone = weakref.ref(former)
+    set_apart()
+    del former
+    give_free()
+    assert gone() is None
+    assert gc.get_freeze_count() == 0

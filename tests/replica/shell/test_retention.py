@@ -232,7 +232,7 @@ def rotten(cluster, node) -> None:
         (failing(OSError(errno.ENOSPC, "No space left on device")), "No space left on device"),
         (failing(OSError(errno.EIO, "Input/output error")), "Input/output error"),
         (failing(sqlite3.OperationalError("disk I/O error")), "disk I/O error"),
-        (rotten, "entries are not what was written"),
+        (rotten, "the digests are not those of what was written"),
     ],
     ids=["full", "ENOSPC", "EIO", "SQLite's EIO", "rotten"],
 )

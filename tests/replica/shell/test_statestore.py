@@ -306,7 +306,7 @@ def test_a_damaged_length_is_refused_before_it_is_read(store):
         read(store)
 
 
-def test_a_rotted_neighbour_never_becomes_part_of_a_new_milestone(store):
+def test_a_rotted_neighbour_never_becomes_part_of_a_new_milestone(store, monkeypatch):
     state = entries(3)
     store.write(milestone(1, state.items(), roots=(mapped(state).root(), BucketedMap().root())))
     store._db.execute("update entries set value = x'00' where key = ?", (b"key 1",))
@@ -314,6 +314,9 @@ def test_a_rotted_neighbour_never_becomes_part_of_a_new_milestone(store):
     beside = next(b"%d" % n for n in range(10**7) if bucket_of(b"%d" % n) == bucket_of(b"key 1"))
     changed = state | {beside: b"x"}
     good = milestone(2, [(beside, b"x")], roots=(mapped(changed).root(), BucketedMap().root()))
+    with pytest.raises(StateDamagedError, match="does not have its digest"):
+        store.write(good)
+    monkeypatch.setattr(store, "_read_back", lambda *_: None)  # one of those that are not
     store.write(good)
     with pytest.raises(StateDamagedError, match="does not have its digest"):
         read(store)
@@ -329,12 +332,31 @@ def test_a_milestone_is_not_written_beside_a_rotted_digest(store):
     store._db.execute("update buckets set digest = zeroblob(32) where bucket = ?", (bucket_of(b"key 1"),))
     changed = state | {b"key 0": b"x"}
     roots = (mapped(changed).root(), BucketedMap().root())
-    with pytest.raises(StateDamagedError, match="tree 0: entries are not what was written"):
+    with pytest.raises(StateDamagedError, match="tree 0: the digests are not those of what was written"):
         store.write(milestone(2, [(b"key 0", b"x")], roots=roots))
     store._db.executemany("insert or replace into buckets values (0, ?, ?, ?)", sound)
     assert read(store)[0] == state, "nothing was written"
     store.write(milestone(2, [(b"key 0", b"x")], roots=roots))
     assert read(store)[0] == changed
+
+
+def test_of_many_buckets_others_are_read_back_each_time(store, monkeypatch):
+    monkeypatch.setattr(statestore, "READ_BACK", 4)
+    state = entries(40)
+    store.write(milestone(1, state.items()))
+    buckets = {bucket_of(key) for key in state}
+    store._db.execute("update entries set value = x'00' where key = ?", (b"key 1",))
+    changed = {key: b"x" for key in state if key != b"key 1"}
+    store.write(milestone(2, changed.items()))  # not touched: nobody looks
+    beside = next(b"%d" % n for n in range(10**7) if bucket_of(b"%d" % n) == bucket_of(b"key 1"))
+    assert len(buckets) == 40
+    refused = 0
+    for slot in range(3, 13):
+        try:
+            store.write(milestone(slot, [*changed.items(), (beside, b"%d" % slot)]))
+        except StateDamagedError:
+            refused += 1
+    assert refused == 1, "one in ten, and each in its turn"
 
 
 def test_the_digests_that_are_written_are_those_of_the_maps(store):
