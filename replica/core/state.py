@@ -97,7 +97,8 @@ class BucketedMap:
             self._sizes[number] = self._sizes.get(number, 0) + len(item)
             filed.setdefault(number, []).append(item)
         self._buckets = {number: tuple(found) for number, found in filed.items()}
-        self._hash(self._buckets)
+        for number in self._buckets:
+            self._hash_bucket(number)
         self._hash_nodes()
         self._count = len(self._map)
 
@@ -320,10 +321,6 @@ class BucketedMap:
             self._file(key, old, number)
             if last[number] is key:
                 self._hash_bucket(number)
-
-    def _hash(self, numbers: Iterable[int]) -> None:
-        for number in numbers:
-            self._hash_bucket(number)
 
     def _hash_nodes(self) -> None:
         for node in self._stale_nodes:

@@ -56,13 +56,13 @@ async def _serve(home: ReplicaHome) -> int:
         begin_life(home)
         try:
             node.start()
-            set_apart()
         except OSError as error:
             host, port = home.listen_address
             (home.path / STARTED_NAME).unlink()  # it said nothing yet
             raise StartError(
                 f"cannot listen at {host}:{port}: {error}; is another program, or this replica already, running there?"
             ) from error
+        set_apart()
         status = await ended
         node.log.info("stopping", signal=status == 0)
     finally:

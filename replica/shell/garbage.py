@@ -13,8 +13,7 @@ def set_apart() -> None:
     Takes as long as a full collection: called where a replica has just read its state, which takes longer. What is
     set apart is freed as ever when nothing refers to it; only cycles wait for the next call.
     """
-    gc.unfreeze()
-    gc.collect()
+    give_free()
     gc.freeze()
 
 

@@ -87,7 +87,7 @@ class Node:
     home: its folder, checked. log: its opened trusted log. stopped: called with the reason when it stops by itself.
     milestones: when the state is made durable, if not as usual; the same in all replicas, or they cannot help each
     other with parts of it. renew: called when its folder leads to another list of members, under which it is made anew.
-    has_read: called when it has read a whole state and all logs, at the start or after a transfer, before it answers.
+    has_read: called when it has read a whole state and all logs, at the start or after a transfer; may take a while.
     """
 
     def __init__(

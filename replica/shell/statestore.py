@@ -75,8 +75,7 @@ class Milestone:
     application, 1 client table) what differs from the milestone persisted before: (key, value), value None if the key
     is gone. A key's last change counts. They are read once and one by one. maps: per tree all that is there with these
     changes: changed buckets get their digests from it, so that an entry that rotted on the disk never gets a new one,
-    and some of them are read back.
-    roots: what the trees must hash to afterwards.
+    and some of them are read back. roots: what the trees must hash to afterwards.
     """
 
     slot: int

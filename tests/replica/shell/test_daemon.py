@@ -53,10 +53,12 @@ def node_class(when: str, made: list):
 @pytest.mark.parametrize(("when", "lists"), [*zip(WHEN, (1, 1, 2, 3), strict=True)])
 @on_loop
 async def test_a_signal_ends_it_whenever_it_comes(monkeypatch, when, lists):
-    made = []
+    made, freed = [], []
     monkeypatch.setattr(daemon, "Node", node_class(when, made))
+    monkeypatch.setattr(daemon, "give_free", lambda: freed.append(len(made)))
     for name in ("with_key_kept", "under_next_list"):
         monkeypatch.setattr(daemon, name, lambda home: home)
     async with asyncio.timeout(10):
         assert await daemon._serve(HOME, None) == 0
     assert len(made) == lists
+    assert freed == [*range(1, lists)], "each node before the next one is made"
